@@ -70,11 +70,12 @@ test-engines: setup $(LM_EVAL_READY) $(VLLM_READY) ## Run the tests with vLLM, f
 test-fast: setup ## Run the tests that are not slow, without lmms-eval
 	$(SERVER)/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
-# The number of kills, of kills where jobs ask served models, of faults on a cluster, hostile combinations, fuzzed messages and forged tokens in the campaigns, and the seed of their random
-# choices.
+# The number of kills, of kills where jobs ask served models, of faults on a cluster and of several servers, hostile combinations,
+# fuzzed messages and forged tokens in the campaigns, and the seed of their random choices.
 KILLS ?= 200
 SERVED_KILLS ?= 100
 SLURM_FAULTS ?= 100
+HOST_FAULTS ?= 100
 HOSTILE ?= 100
 INPUTS ?= 1000000
 SEED ?= 1
@@ -83,6 +84,7 @@ campaign: setup ## Kill servers, runs, engines and parts of Slurm; run hostile j
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.kills --kills $(KILLS) --seed $(SEED)
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.served --kills $(SERVED_KILLS) --seed $(SEED)
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.slurm --faults $(SLURM_FAULTS) --seed $(SEED)
+	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.hosts --faults $(HOST_FAULTS) --seed $(SEED)
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.hostile --combined $(HOSTILE) --seed $(SEED)
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.fuzz --inputs $(INPUTS) --seed $(SEED)
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.sign_in --inputs $(INPUTS) --seed $(SEED)

@@ -129,9 +129,12 @@ def watch(link: Link, address: str, requests: Sequence[Request], connections: in
         watchers.close()
 
 
-def change_and_watch(link: Link, address: str, watches: Sequence[Request], changes: Sequence[Request]) -> list[float]:
-    """Watch one job after the other, change it, and return the seconds from sending the change to getting its event."""
-    watching, changing = Connection(address), Connection(address)
+def change_and_watch(
+    link: Link, address: str, watches: Sequence[Request], changes: Sequence[Request], changed_at: str = ""
+) -> list[float]:
+    """Watch one job after the other, change it, there or at another address, and return the seconds from sending the change to
+    getting its event."""
+    watching, changing = Connection(address), Connection(changed_at or address)
     link.meet()
     return [_change_one(watching, changing, watch_one, change) for watch_one, change in zip(watches, changes, strict=True)]
 

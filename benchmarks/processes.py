@@ -41,6 +41,10 @@ class Server:
         self.start_seconds = time.monotonic() - begin
         """From the start of the process to the moment when it listens."""
 
+    def send(self, number: signal.Signals) -> None:
+        """Send the process a signal."""
+        os.kill(self.pid, number)
+
     def memory(self) -> int:
         """Return the resident memory of the process, in bytes."""
         return self._status("VmRSS")

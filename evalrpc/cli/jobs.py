@@ -18,7 +18,7 @@ from evalrpc.cli.tables import Cell
 from evalrpc.jobs.served_models import model_of
 from evalrpc.jobs.transitions import counted_attempts
 from evalrpc.v1.jobs_pb2 import JobAttempt, JobFilter, JobInfo, ServedModel
-from evalrpc.v1.queue_pb2 import GetQueueResponse, Gpu, OwnerShare
+from evalrpc.v1.queue_pb2 import GetQueueResponse, Gpu, NodeState, OwnerShare
 
 _LARGEST_PAGE = 1000
 _MAX_QUEUED_SHOWN = 20
@@ -172,6 +172,8 @@ def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tu
             yield wording.status_name(entry.status).lower(), entry.count
     for owner in queue.owners if len(queue.owners) > 1 or any(owner.owner for owner in queue.owners) else ():
         yield f"owner {owner.owner or 'anonymous'}", _share_text(owner)
+    for node in queue.nodes if len(queue.nodes) > 1 else ():
+        yield f"node {node.name}", _node_text(node)
     for gpu in queue.gpus:
         yield f"GPU {gpu.id}", _gpu_text(gpu)
     for job_id in queue.running_job_ids:
@@ -181,6 +183,12 @@ def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tu
     left = len(queue.queued_job_ids) - len(queue.queued_job_ids[:max_queued])
     if left:
         yield "", f"and {left} more: -o wide shows them"
+
+
+def _node_text(node: NodeState) -> str:
+    if node.out_of_reach:
+        return f"out of reach, with {node.running_count} running jobs"
+    return f"{node.running_count} of at most {node.max_running} running"
 
 
 def _gpu_text(gpu: Gpu) -> str:

@@ -28,8 +28,8 @@ def node_command() -> None:
 def lost_command(host: str, config: Path | None, as_json: bool, **flags: Any) -> None:
     """Say that the machine HOST is lost, so that its runs are, too.
 
-    A server of another machine then runs the jobs. Those that ran on HOST are tried again, if they may be, or FAILED with
-    RUN_LOST. Make sure first that nothing runs there any more: turn the machine off, or cut it off from the shared disk.
+    Jobs that ran on HOST are tried again on other machines, if they may be, or FAILED with RUN_LOST. Make sure first that
+    nothing runs there any more: turn the machine off, or cut it off from the shared disk.
     """
     require_linux()
     with reported():
@@ -44,4 +44,4 @@ def lost_command(host: str, config: Path | None, as_json: bool, **flags: Any) ->
     if as_json:
         print_json_text(json.dumps({"host": host}))
     else:
-        print_line(f"the runs of {host} are given up; another server takes over shortly")
+        print_line(f"the runs of {host} are given up; the scheduler tries them again, or fails them, shortly")

@@ -328,15 +328,15 @@ class Settings:
     host_name: str = setting(
         "",
         STRING,
-        "With `store`: by what name other servers know this machine, to which its runs belong. It must not change while jobs "
-        "run.",
+        "With `store`: by what name other servers know this machine, to which its runs belong. Each has one of its own, "
+        "and it must not change while jobs run.",
         default_text="the machine's host name",
     )
     lease_seconds: float = setting(
         10.0,
         NUMBER,
-        "With `store`: for how long the server that runs the jobs may be silent until another one on its machine does so "
-        "instead.",
+        "With `store`: for how long a server may be silent until another one places jobs in its stead, or sees to the runs of "
+        "its machine.",
         unit="seconds",
         rule=POSITIVE,
     )

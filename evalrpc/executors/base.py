@@ -70,6 +70,12 @@ class Node(NamedTuple):
     """
     max_runs: int | None = None
     """How many runs it takes at once. None: as many as the server has slots, which they take."""
+    max_runs_without_gpus: int | None = None
+    """How many of these may have no device. None: all."""
+    is_remote: bool = False
+    """Whether another server sees to its runs."""
+    is_out_of_reach: bool = False
+    """Whether nothing was heard of that server lately."""
 
 
 class RunLimits(NamedTuple):

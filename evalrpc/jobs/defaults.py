@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from evalrpc.config import LMMS_EVAL, HarnessSettings, Settings
 from evalrpc.config.executors import LOCAL_EXECUTOR
 from evalrpc.errors import ConfigurationError
 from evalrpc.jobs.served_models import SERVED_FIELDS, engine_needs, served_models
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
+
+HERE: Final = "."
+"""Stands for the machine of the scheduler, among the names of executors."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,13 @@ def takes_served_slot(request: EvaluateRequest) -> bool:
 def executor_of(request: EvaluateRequest) -> str:
     """Return the executor that a job is for; empty: the server's own machine."""
     return "" if request.executor == LOCAL_EXECUTOR else request.executor
+
+
+def queue_of(request: EvaluateRequest) -> str:
+    """Return for which nodes a job waits: those of an executor; empty: those of all machines with servers; HERE: that of the
+    scheduler, since engines and prepared models are its own."""
+    is_bound = bool(served_models(request)) or bool(request.preparation)
+    return executor_of(request) or (HERE if is_bound else "")
 
 
 def gpus_needed(request: EvaluateRequest) -> int:

@@ -17,11 +17,15 @@ from functools import cached_property
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from evalrpc.executors.base import Node, Resources
+from evalrpc.jobs.defaults import HERE
 from evalrpc.jobs.served_models import needs_of
 from evalrpc.v1.jobs_pb2 import JobInfo
 
 _Width = tuple[str, int, bool]
 """The executor of a job, how many GPUs it needs, and whether it takes a slot of those with a served model."""
+
+ALONE: Final = "local"
+"""The name of the node of a server that is alone."""
 
 Order = tuple[float, ...]
 """The place of a job in the order of service: what sorts first is served first. No two jobs have the same. The first number is
@@ -44,7 +48,7 @@ class QueuedJob(NamedTuple):
     engine: str = ""
     """The engines that it needs: see `jobs.served_models.needs_text`. Empty without one."""
     executor: str = ""
-    """The executor whose nodes it may be placed on; empty: that of the server's own machine."""
+    """The executor whose nodes it may be placed on; empty: all machines with servers; HERE: that of the scheduler."""
     is_served: bool = False
     """Whether engines or endpoints answer for its model, and its run has no GPUs: it takes a slot of such jobs."""
 
@@ -127,6 +131,17 @@ class NodeCapacity(NamedTuple):
     """The executor that it belongs to."""
     free_runs: int | None = None
     """How many more runs it takes at once. None: as many as the server has free slots."""
+    free_runs_without_gpus: int | None = None
+    """How many of these may have no device. None: all."""
+    is_remote: bool = False
+    """Whether another server sees to its runs."""
+
+    def has_run_for(self, num_gpus: int, *, is_served: bool) -> bool:
+        """Return whether it takes one more run, as far as its own bounds go. A run with a served model is in none."""
+        if self.free_runs is None or is_served:
+            return True
+        of_kind = self.free_runs if num_gpus or self.free_runs_without_gpus is None else self.free_runs_without_gpus
+        return min(self.free_runs, of_kind) >= 1
 
 
 class Slots(NamedTuple):
@@ -161,15 +176,20 @@ class Capacity:
         of_each: dict[str, list[NodeCapacity]] = {"": []}
         for node in self.nodes:
             of_each.setdefault(node.executor, []).append(node)
-        return {name: Capacity(tuple(nodes), self._slots_of(nodes)) for name, nodes in of_each.items()}
+        of_each[HERE] = [node for node in of_each[""] if not node.is_remote]
+        return {name: Capacity(tuple(nodes), self._slots_of(name, nodes)) for name, nodes in of_each.items()}
 
     def of(self, executor: str) -> "Capacity":
         """Return what there is for the jobs of an executor: nothing, if the server has none of that name any more."""
         return self.by_executor.get(executor, _NOTHING)
 
-    def _slots_of(self, nodes: Sequence[NodeCapacity]) -> Slots:
+    def _slots_of(self, executor: str, nodes: Sequence[NodeCapacity]) -> Slots:
         bounds = [node.free_runs for node in nodes if node.free_runs is not None]
-        return Slots(sum(bounds), _ANY_NUMBER) if bounds else self.slots
+        if not bounds:
+            return self.slots
+        without_gpus = [node.free_runs_without_gpus for node in nodes if node.free_runs_without_gpus is not None]
+        served = self.slots.served if executor in ("", HERE) else 0
+        return Slots(sum(bounds), sum(without_gpus) if without_gpus else _ANY_NUMBER, served)
 
     @cached_property
     def free_count(self) -> int:
@@ -246,20 +266,29 @@ def slots(device_count: int, max_running: int, max_running_served: int = 0) -> S
     return Slots(total, max(1, total - device_count), max_running_served)
 
 
-def node_capacity(node: Node, held: Set[str], run_count: int = 0) -> NodeCapacity:
-    """Return what a node has, where jobs hold these devices, and so many runs are on it."""
+def node_capacity(node: Node, held: Set[str], run_count: int = 0, count_without_gpus: int = 0) -> NodeCapacity:
+    """Return what a node has, where jobs hold these devices, and so many runs are on it, of which some have no device."""
     usable = [device.id for device in node.devices if not device.quarantine_reason and not device.is_cordoned]
     free = tuple(device for device in usable if device not in held)
     cordoned_count = sum(1 for device in node.devices if device.is_cordoned)
-    free_runs = None if node.max_runs is None else max(0, node.max_runs - run_count)
-    return NodeCapacity(node.name, free, len(usable), len(node.devices), cordoned_count, node.executor, free_runs)
+    free_runs = _left(node.max_runs, run_count)
+    without_gpus = _left(node.max_runs_without_gpus, count_without_gpus)
+    counts = len(usable), len(node.devices), cordoned_count
+    return NodeCapacity(node.name, free, *counts, node.executor, free_runs, without_gpus, node.is_remote)
+
+
+def _left(bound: int | None, count: int) -> int | None:
+    return None if bound is None else max(0, bound - count)
 
 
 def resources_of(job: JobInfo, nodes: Sequence[Node]) -> Resources:
     """Return where the latest attempt of a job was placed: where it says so, or which node has its devices, since their ids are
     unique. If no node has them any more, or there are none, this is the first node."""
-    if job.attempts and job.attempts[-1].node:
-        return Resources(job.attempts[-1].node, tuple(job.gpus))
+    placed = job.attempts[-1].node if job.attempts else ""
+    if placed and (placed != ALONE or not nodes or nodes[0].max_runs is None):
+        return Resources(placed, tuple(job.gpus))
+    if placed:  # by a server that was alone then, on this machine
+        return Resources(nodes[0].name, tuple(f"{nodes[0].name}/{gpu}" for gpu in job.gpus))
     held = set(job.gpus)
     having = (node.name for node in nodes if not held.isdisjoint(device.id for device in node.devices))
     return Resources(next(having, nodes[0].name if nodes else ""), tuple(job.gpus))
@@ -355,11 +384,13 @@ def _node_for(num_gpus: int, nodes: Sequence[NodeCapacity], free: Slots, *, is_s
     """Return the node with the fewest free devices that suffice."""
     if not free.are_free_for(num_gpus, is_served=is_served):
         return None
-    best = None
-    for node in nodes:
-        if num_gpus <= len(node.free) and (best is None or len(node.free) < len(best.free)):
-            best = node
-    return best
+    suitable = (node for node in nodes if num_gpus <= len(node.free) and node.has_run_for(num_gpus, is_served=is_served))
+    return min(suitable, key=lambda node: _reluctance(node, num_gpus), default=None)
+
+
+def _reluctance(node: NodeCapacity, num_gpus: int) -> tuple[int, int]:
+    """Return by what nodes sort that could take a job: runs without GPUs are spread, those with GPUs fill one node first."""
+    return (-(node.free_runs_without_gpus or 0) if not num_gpus else 0), len(node.free)
 
 
 def _freed(nodes: Sequence[NodeCapacity], free: Slots, leaving: Sequence[RunningJob]) -> tuple[Sequence[NodeCapacity], Slots]:
@@ -371,8 +402,20 @@ def _freed(nodes: Sequence[NodeCapacity], free: Slots, leaving: Sequence[Running
     others = [job for job in leaving if not job.is_served and not job.engine_id]
     without_gpus = sum(not job.num_gpus for job in others)
     return (
-        [node._replace(free=(*node.free, *[""] * gpus[node.name])) for node in nodes],
+        [_with_freed(node, gpus[node.name], [job for job in others if job.node == node.name]) for node in nodes],
         Slots(free.total + len(others), free.without_gpus + without_gpus, free.served + served),
+    )
+
+
+def _with_freed(node: NodeCapacity, gpu_count: int, leaving: Sequence[RunningJob]) -> NodeCapacity:
+    """Return a node with so many GPUs more, once these jobs have left their slots."""
+    without_gpus = sum(not job.num_gpus for job in leaving)
+    return node._replace(
+        free=(*node.free, *[""] * gpu_count),
+        free_runs=node.free_runs if node.free_runs is None else node.free_runs + len(leaving),
+        free_runs_without_gpus=node.free_runs_without_gpus
+        if node.free_runs_without_gpus is None
+        else node.free_runs_without_gpus + without_gpus,
     )
 
 
@@ -454,7 +497,8 @@ def _victims(
     for node in nodes:
         missing = num_gpus - len(node.free)
         if missing <= 0:
-            rooms.append(_youngest(jobs_of_kind))  # only a slot is missing
+            on_node = [job for job in jobs_of_kind if node.free_runs is None or job.node == node.name]
+            rooms.append(_youngest(on_node))  # only a slot is missing
         elif num_gpus <= node.usable_count:
             rooms.append(_fewest([job for job in holding if job.node == node.name], missing))
     return min(filter(None, rooms), key=_cost_of_ends, default=())
@@ -503,14 +547,15 @@ def wait_reason(
     for another owner's share. A reservation counts if its job comes before this one. `names_others`: whether the jobs of other
     owners may be named."""
     free = free.of(job.executor)
-    if job.executor and not free.nodes:
+    executor = "" if job.executor == HERE else job.executor
+    if executor and not free.nodes:
         return f"this server has no executor {job.executor!r} any more"
     if job.num_gpus > free.widest:
         return _too_wide(job.num_gpus, free)
     if job.is_served and free.slots.served < 1:
         return _joined("all slots for jobs with a served model are taken", others)
     if not job.is_served and free.slots.total < 1:
-        where = f" of {job.executor}" if job.executor else ""
+        where = f" of {executor}" if executor else ""
         return _joined(f"all slots{where} for running jobs are taken", others)
     if job.num_gpus == 0:
         return (

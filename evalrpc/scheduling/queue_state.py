@@ -20,7 +20,7 @@ from evalrpc.clock import Clock
 from evalrpc.engines.holdings import EngineHolding
 from evalrpc.executors.base import Node, Resources
 from evalrpc.jobs import lifecycle, transitions
-from evalrpc.jobs.defaults import executor_of, gpus_needed, takes_served_slot
+from evalrpc.jobs.defaults import gpus_needed, queue_of, takes_served_slot
 from evalrpc.jobs.holds import NO_HOLDS, Holds
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.served_models import engine_gpu_count, engine_needs, needs_of, needs_text, served_models
@@ -44,7 +44,7 @@ from evalrpc.scheduling.placement import (
 from evalrpc.scheduling.shares import Holding, RunUse, Shares, Standing, quota_reason, service_order, within_quota
 from evalrpc.store.base import AttemptUse, Change, ListedJob, QueuedRow
 from evalrpc.v1 import jobs_pb2 as pb
-from evalrpc.v1.queue_pb2 import OwnerShare
+from evalrpc.v1.queue_pb2 import NodeState, OwnerShare
 
 DEFAULT_HALF_LIFE_SECONDS: Final = 24 * 3600.0
 
@@ -77,12 +77,12 @@ class QueueState:
         max_running_served: int = 8,
     ) -> None:
         device_count = sum(len(node.devices) for node in nodes() if node.max_runs is None)
-        self.slots: Slots = placement.slots(device_count, max_running, max_running_served)
-        """How many jobs may run at once."""
+        self._slots: Slots = placement.slots(device_count, max_running, max_running_served)
         self._executor_nodes = nodes
         self._holds = holds
         self._engines = engines
         self._known_nodes: tuple[Sequence[Node], Holds, Sequence[Node]] = (), NO_HOLDS, ()
+        self._known_reach: tuple[Sequence[Node], frozenset[str]] = (), frozenset()
         self.owns = owns
         """Whether a running job belongs to this server."""
         self._entitlements = entitlements or Entitlements()
@@ -96,6 +96,8 @@ class QueueState:
         self._running: dict[str, pb.JobInfo] = {}
         self._sequences: dict[str, int] = {}  # of the running jobs
         self._held: dict[str, Resources] = {}  # what the running jobs of this server have
+        self._preemptible: dict[str, None] = {}  # those of them that may be asked to give way, or are about to, in order
+        self._served: set[str] = set()  # those of them that take a slot of jobs with a served model
         self._shares = Shares(half_life_seconds)
         self._charges = EngineCharges()
         self._holdings_of_engines: Sequence[EngineHolding] = ()  # as of the last change of them
@@ -137,6 +139,23 @@ class QueueState:
         return known[2]
 
     @property
+    def slots(self) -> Slots:
+        """How many jobs may run at once, on clusters apart."""
+        bounded = [node for node in self.nodes() if not node.executor and node.max_runs is not None]
+        if not bounded:
+            return self._slots
+        without_gpus = sum(node.max_runs_without_gpus or 0 for node in bounded)
+        return Slots(sum(node.max_runs or 0 for node in bounded), without_gpus, self._slots.served)
+
+    @property
+    def out_of_reach(self) -> frozenset[str]:
+        """The names of the nodes whose servers have not been heard of lately."""
+        nodes, known = self.nodes(), self._known_reach
+        if known[0] is not nodes:
+            known = self._known_reach = nodes, frozenset(node.name for node in nodes if node.is_out_of_reach)
+        return known[1]
+
+    @property
     def uses_since_ns(self) -> int:
         """The time of day since when attempts that have ended count for the shares."""
         return max(0, int((self.now_seconds() - self._shares.kept_seconds) * 1e9))
@@ -158,7 +177,8 @@ class QueueState:
         for sequence, job in running:
             self._running[job.job_id], self._sequences[job.job_id] = job, sequence
             self._shares.begin(job.owner, _use_of(job), _seconds(job.started_at), now_seconds)
-        self._held = {job_id: self._resources_of(job) for job_id, job in self._running.items() if self.owns(job)}
+        for job in self._running.values():
+            self._hold(job)
         self._known_free = None
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -180,6 +200,16 @@ class QueueState:
             if job is None:
                 return None
             self._progress[job_id] = pb.JobInfo(progress=progress, wait_reason=wait_reason)
+            return _with_progress(job, self._unstored_of_running(job_id))
+
+    def take_progress(self, job_id: str, attempt: int, unstored: pb.JobInfo) -> pb.JobInfo | None:
+        """Note what another server says of a running job of its own: progress, wait reason and usage. Return the job with that,
+        or None if that attempt does not run any more."""
+        with self._lock:
+            job = self._running.get(job_id)
+            if job is None or job.attempt != attempt:
+                return None
+            self._progress[job_id] = unstored
             return _with_progress(job, self._unstored_of_running(job_id))
 
     def set_usage(self, job_id: str, usage: pb.JobInfo) -> None:
@@ -240,6 +270,8 @@ class QueueState:
     def _unstored_of_running(self, job_id: str) -> pb.JobInfo:
         """Return the progress of a running job, and what its run waits for."""
         unstored = self._progress.get(job_id, _NOTHING)
+        if self.out_of_reach and (node := self._held[job_id].node if job_id in self._held else "") in self.out_of_reach:
+            return pb.JobInfo(progress=unstored.progress, wait_reason=_out_of_reach_text(node))
         if job_id in self._usage:
             known, unstored = unstored, pb.JobInfo()
             unstored.CopyFrom(known)
@@ -366,11 +398,11 @@ class QueueState:
     def _may_be_freed(self, terms: "_Terms", asked: Container[str], engines: Sequence[EngineHolding]) -> Running:
         """Return the running jobs that may give way to others, those that are about to, and the engines."""
         preemptible, giving_way = [], []
-        for job_id in self._held:
+        for job_id in self._preemptible:
             job = self._running[job_id]
             if transitions.is_giving_way(job) or job_id in asked:
                 giving_way.append(self._running_job(job, terms))
-            elif job.preemptible and self._may_preempt(job, terms.now_seconds):
+            elif self._may_preempt(job, terms.now_seconds):
                 preemptible.append(self._running_job(job, terms))
         running = Running(preemptible, giving_way)
         jobs = {job.job_id: job for job in (*preemptible, *giving_way)}
@@ -396,7 +428,7 @@ class QueueState:
         """Return whether time alone may bring it about that a running job has to give way to a queued one."""
         with self._lock:
             is_waiting = any(queue.has_offers for queue in self._queues.values())
-            return is_waiting and any(self._running[job_id].preemptible for job_id in self._held)
+            return is_waiting and bool(self._preemptible)
 
     def seconds_until_ready(self) -> float | None:
         """Return how long it takes until a job is ready that was not so for the last `choose`; None where there is none."""
@@ -426,6 +458,21 @@ class QueueState:
             queued = [line.owner for line in self._forecast_now().lines]
             owners = [*queued, *sorted(set(self._shares.owners()).difference(queued))]
             return [self._owner_share(each) for each in owners if owner in (None, each)][:limit]
+
+    def node_states(self) -> list[NodeState]:
+        """Return what jobs are placed on, in the order of `nodes`."""
+        with self._lock:
+            counts = Counter(held.node for held in self._held.values())
+            return [
+                NodeState(
+                    name=node.name,
+                    executor=node.executor,
+                    running_count=counts[node.name],
+                    max_running=self._slots.total if node.max_runs is None else node.max_runs,
+                    out_of_reach=node.is_out_of_reach,
+                )
+                for node in self.nodes()
+            ]
 
     def _owner_share(self, owner: str) -> OwnerShare:
         policy, queue, holding = self._entitlements.policy, self._queues.get(owner), self._holding(owner)
@@ -477,24 +524,40 @@ class QueueState:
         holders = {**self._held, **placed}
         held = {device for each in holders.values() for device in each.devices}
         held |= {device for holding in self._engines.holdings() for device in holding.devices}
-        run_counts = Counter(each.node for each in holders.values())
+        in_bounds = [each for job_id, each in holders.items() if not self._is_served(job_id)]
+        served_count = len(holders) - len(in_bounds)
+        run_counts = Counter(each.node for each in in_bounds)
+        counts_without_gpus = Counter(each.node for each in in_bounds if not each.devices)
         bounded = {node.name for node in nodes if node.max_runs is not None}
-        served_count = sum(map(self._is_served, holders))
-        in_slots = [each for job_id, each in holders.items() if each.node not in bounded and not self._is_served(job_id)]
+        in_slots = [each for each in in_bounds if each.node not in bounded]
         without_gpus = sum(not each.devices for each in in_slots)
-        slots = self.slots
+        slots = self._slots
         return Capacity(
-            tuple(placement.node_capacity(node, held, run_counts[node.name]) for node in nodes),
+            tuple(placement.node_capacity(node, held, run_counts[node.name], counts_without_gpus[node.name]) for node in nodes),
             Slots(slots.total - len(in_slots), slots.without_gpus - without_gpus, slots.served - served_count),
         )
 
     def _is_served(self, job_id: str) -> bool:
         """Return whether a live job takes a slot of those with a served model."""
-        job, entry = self._running.get(job_id), self._queued.get(job_id)
-        return takes_served_slot(job.request) if job is not None else entry is not None and entry.is_served
+        entry = self._queued.get(job_id)
+        return job_id in self._served or (entry is not None and entry.is_served)
 
     def _resources_of(self, job: pb.JobInfo) -> Resources:
         return placement.resources_of(job, self.nodes())
+
+    def nodes_changed(self) -> Sequence[pb.JobInfo]:
+        """Note that other machines have come, gone, or changed. Return the running jobs of those that came into reach or out
+        of it since, as they are to be shown."""
+        with self._lock:
+            before = self._known_reach[1]
+            self._known_free = None
+            self.generation += 1
+            changed = before ^ self.out_of_reach
+            return [
+                _with_progress(self._running[job_id], self._unstored_of_running(job_id))
+                for job_id, held in (self._held.items() if changed else ())
+                if held.node in changed
+            ]
 
     def engines_changed(self) -> None:
         """Note that engines hold other devices than before, or are up. Thread-safe."""
@@ -633,13 +696,22 @@ class QueueState:
         job_id = change.job.job_id
         if change.job.status == pb.JOB_STATUS_RUNNING:
             self._running[job_id], self._sequences[job_id] = change.job, change.sequence
-            if self.owns(change.job):
-                self._held[job_id] = self._resources_of(change.job)
+            self._hold(change.job)
             self._known_free = None
         elif transitions.is_follower(change.job):
             self._following.add(job_id)
         elif change.job.status == pb.JOB_STATUS_QUEUED:
             self._enqueue(_entry(_row(change)))
+
+    def _hold(self, job: pb.JobInfo) -> None:
+        """Note what a running job has, if it belongs to this server."""
+        if not self.owns(job):
+            return
+        self._held[job.job_id] = self._resources_of(job)
+        if job.preemptible:
+            self._preemptible[job.job_id] = None
+        if takes_served_slot(job.request):
+            self._served.add(job.job_id)
 
     def _enqueue(self, entry: QueuedJob) -> None:
         self._queued[entry.job_id] = entry
@@ -662,6 +734,8 @@ class QueueState:
         if self._running.pop(job_id, None) is not None:
             del self._sequences[job_id]
             self._held.pop(job_id, None)
+            self._preemptible.pop(job_id, None)
+            self._served.discard(job_id)
             self._known_free = None
 
     def _dequeue(self, entry: QueuedJob) -> None:
@@ -712,7 +786,7 @@ def _row(change: Change) -> QueuedRow:
         job.retry_at.ToNanoseconds(),
         owner=job.owner,
         engine=needs_text(engine_needs(job.request, job.job_id)),
-        executor=executor_of(job.request),
+        executor=queue_of(job.request),
     )
 
 
@@ -749,6 +823,10 @@ def _named(lines: Sequence[Line], names_others: bool) -> str:
 
 def _seconds(time: Timestamp) -> float:
     return time.ToNanoseconds() / 1e9
+
+
+def _out_of_reach_text(node: str) -> str:
+    return f"host {node} is out of reach: its runs are seen to once it is back, or given up by `evalrpc node lost {node}`"
 
 
 def _with_progress(job: pb.JobInfo, unstored: pb.JobInfo) -> pb.JobInfo:

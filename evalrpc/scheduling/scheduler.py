@@ -18,14 +18,15 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
-from evalrpc.errors import StoreUnavailableError
+from evalrpc.errors import EvalrpcError, StoreUnavailableError
 from evalrpc.executors.base import Resources
 from evalrpc.jobs import transitions
 from evalrpc.jobs.served_models import needs_of
+from evalrpc.scheduling.duty import node_of
 from evalrpc.scheduling.placement import Choice, Eviction, Preemption, QueuedJob, resources_of
 from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
 from evalrpc.store.base import Change, Expected
-from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobInfo
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobAttempt, JobError, JobInfo
 
 _RECHECK_SECONDS: Final = 5.0
 _PREEMPTION_SECONDS: Final = 5.0
@@ -50,21 +51,39 @@ class Scheduler:
         self._supervisors: dict[str, Supervisor] = {}
         self._workers: dict[str, threading.Thread] = {}
         self._to_resume: list[JobInfo] = []
+        self._duty = dependencies.duty
+        self._ours: set[str] = set()  # the running jobs that this server sees to, where there are others
+        self._may_be_lost = False
         self._lacks_threads = False
         self._dirty = True
         self._draining = False
         self._dispatcher = threading.Thread(target=self._dispatch, name="dispatcher", daemon=True)
 
     def start(self) -> None:
-        """Take up the runs that an earlier server left, then start what is queued."""
+        """Take up the runs that an earlier server left, then start what is queued, if this server places jobs."""
         queue_state = self._dependencies.queue_state
-        self._to_resume = queue_state.own_running_jobs()
+        self._to_resume = [job for job in queue_state.own_running_jobs() if self._duty.sees_to(job)]
         self._quarantine_leftovers({job.job_id for job in queue_state.running_jobs()})
         self._dependencies.serving.restore(self._to_resume)
         self._dependencies.preparing.restore(self._to_resume)  # all, before one of them begins to prepare what another does
         with self._condition:
             self._resume_all()
+            self._note_ours(queue_state.running_jobs())
         self._dispatcher.start()
+
+    def begin_placing(self) -> None:
+        """See to what is the scheduler's, from now on. What other servers have committed before is known."""
+        running = self._dependencies.queue_state.running_jobs()
+        self._dependencies.preparing.restore(job for job in running if job.job_id not in self._ours)
+        with self._condition:
+            self._note_ours(running)
+        self.nodes_changed()
+
+    def nodes_changed(self) -> None:
+        """Look again whether a job may start, and whether one is lost, since machines have come or gone. Thread-safe."""
+        with self._condition:
+            self._may_be_lost = True
+        self.choose_anew()
 
     def drain(self, timeout_seconds: float) -> bool:
         """Start nothing more, and wait until all runs have ended. Tell whether they have, in that time."""
@@ -100,6 +119,10 @@ class Scheduler:
         """Block until nothing is started any more: after `stop`, or because of a bug."""
         self._dispatcher.join()
 
+    def has_runs_on(self, node: str) -> bool:
+        """Return whether any job runs on a node."""
+        return any(node_of(job) == node for job in self._dependencies.queue_state.running_jobs())
+
     def on_changes(self, changes: Sequence[Change]) -> None:
         """Hear of a commit. A listener of the store, behind the QueueState."""
         with self._condition:
@@ -109,10 +132,51 @@ class Scheduler:
                 if (change.job.HasField("cancel_requested_at") or transitions.is_giving_way(change.job))
                 and (supervisor := self._supervisors.get(change.job.job_id)) is not None
             ]
+            if self._duty.is_shared:
+                self._note_changes(changes)
             self._dirty = True
             self._condition.notify_all()
         for supervisor in to_end:
             supervisor.interrupt()
+
+    def _note_changes(self, changes: Sequence[Change]) -> None:
+        """Note which runs have come to this server, and which have left it. Called with the condition held."""
+        for change in changes:
+            if change.job.status == JOB_STATUS_RUNNING and not change.deleted:
+                self._note_ours([change.job])
+            elif change.previous == JOB_STATUS_RUNNING:
+                self._ours.discard(change.job.job_id)
+                if change.job.request.preparation and change.job.job_id not in self._supervisors:
+                    self._dependencies.preparing.models.release(change.job.job_id)
+
+    def _note_ours(self, running: Sequence[JobInfo]) -> None:
+        if self._duty.is_shared:
+            self._ours.update(job.job_id for job in running if self._duty.sees_to(job))
+            self._may_be_lost = self._may_be_lost or any(map(self._duty.is_lost, running))
+
+    def _take_up_placed(self) -> None:
+        """Hand the runs to workers that this server sees to and that have none yet. Called with the condition held."""
+        known = {job.job_id for job in self._to_resume}
+        for job_id in self._ours - self._supervisors.keys() - known:
+            job = self._dependencies.queue_state.running_job(job_id)
+            if job is not None:
+                self._to_resume.append(job)
+
+    def _fail_lost(self) -> None:
+        """Fail the jobs whose machine was given up, so that they are tried again. Not called with the condition held."""
+        if not self._may_be_lost:
+            return
+        self._may_be_lost = False
+        for job in filter(self._duty.is_lost, self._dependencies.queue_state.running_jobs()):
+            node, now = node_of(job), self._dependencies.clock.now()
+            error = JobError(reason="RUN_LOST", message=f"host {node} was given up, and its runs with it")
+            _log.warning("host %s was given up, and the run with it", node, extra={"job_id": job.job_id})
+            change, expected = partial(transitions.fail, error=error, now=now), Expected(JOB_STATUS_RUNNING, job.attempt)
+            try:
+                self._dependencies.store.update(job.job_id, change, expected).result()
+            except EvalrpcError as refusal:
+                _log.info("can't fail the job yet: %s", refusal, extra={"job_id": job.job_id})
+                self._may_be_lost = True  # or it has ended meanwhile
 
     def engines_changed(self) -> None:
         """Look again whether a job may start, since an engine answers, or its devices came free. Thread-safe."""
@@ -136,16 +200,23 @@ class Scheduler:
             return
         for job_id in store.known_jobs(sorted(left)):
             job = store.job(job_id).parse()
-            if job.attempts and self._dependencies.queue_state.owns(job):
+            attempt = self._latest_here(job)
+            if attempt is not None and self._dependencies.queue_state.owns(job):
                 _log.warning("processes are left of a run that has ended", extra={"job_id": job_id})
-                self._dependencies.quarantine(job, "processes of it are left")
+                self._dependencies.quarantine_attempt(job, attempt, "processes of it are left")
+
+    def _latest_here(self, job: JobInfo) -> JobAttempt | None:
+        """Return the latest attempt of a job that this server would have started."""
+        return next((attempt for attempt in reversed(job.attempts) if self._duty.starts_on(attempt.node)), None)
 
     def _dispatch(self) -> None:
         """Run on the dispatcher thread: whenever something changed, start all that can start. What is raised here is a bug: it
         ends the thread, and with it the server."""
         while not self._dependencies.stopping.is_set():
+            self._fail_lost()
             with self._condition:
                 self._lacks_threads = False
+                self._take_up_placed()
                 self._resume_all()
                 now_seconds = self._dependencies.queue_state.now_seconds()
                 while self._start_next(now_seconds):
@@ -164,7 +235,7 @@ class Scheduler:
             waits.append(_RECHECK_SECONDS)
         if self._dependencies.queue_state.may_preempt_later():
             waits.append(_PREEMPTION_SECONDS)
-        if self._lacks_threads:
+        if self._lacks_threads or self._may_be_lost:
             waits.append(_RETRY_SECONDS)
         return min((wait for wait in waits if wait is not None), default=None)
 
@@ -172,6 +243,8 @@ class Scheduler:
         """Hand the next job to a worker, if one can start now, or ask others to give way to it. Called with the condition
         held."""
         queue_state = self._dependencies.queue_state
+        if not self._duty.places_jobs:
+            return False
         chosen = self._choose(now_seconds)
         if chosen is None or self._draining or queue_state.is_paused or self._dependencies.stopping.is_set():
             return False
@@ -184,7 +257,8 @@ class Scheduler:
         resources = Resources(chosen.node, chosen.devices)
         if chosen.job.engine:
             return self._hand_over_served(chosen.job, resources)
-        return self._hand_over(chosen.job.job_id, resources, partial(Supervisor.run, resources=resources))
+        task = Supervisor.run if self._duty.starts_on(chosen.node) else Supervisor.hand_over
+        return self._hand_over(chosen.job.job_id, resources, partial(task, resources=resources))
 
     def _choose(self, now_seconds: float) -> Choice | None:
         """Choose what to do next, and have engines serve no further job whose GPUs another one has long waited for."""

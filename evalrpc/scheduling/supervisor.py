@@ -33,6 +33,7 @@ from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.jobs import trace_context, transitions
 from evalrpc.jobs.paths import attempt_dir, attempt_output_dir, job_output_dir
 from evalrpc.jobs.served_models import served_models
+from evalrpc.scheduling.duty import Duty
 from evalrpc.scheduling.interruptible import InterruptibleReader
 from evalrpc.scheduling.kept_steps import RunSteps, keep_steps
 from evalrpc.scheduling.log_tail import LogFollower, read_tail
@@ -90,6 +91,7 @@ class RunDependencies:
     run_bounds: RunBounds
     measurer: ThreadExecutor
     publish_progress: Callable[[pb.JobInfo], None]
+    duty: Duty = field(default_factory=Duty)
     limits_of: Callable[[str], RunLimits] = lambda _: NO_LIMITS
     """What a run of a harness may take, when it starts."""
     secrets: Secrets = field(default_factory=Secrets)
@@ -101,6 +103,13 @@ class RunDependencies:
         return RunKey(
             job.job_id, job.attempt, folder, tuple(job.attempts[-1].gpus), self.accounts.of(job.owner), job.attempts[-1].node
         )
+
+    def quarantine_attempt(self, job: pb.JobInfo, attempt: pb.JobAttempt, problem: str) -> None:
+        """Do the same for an earlier attempt."""
+        folder = attempt_dir(self.data_dir, job.job_id, attempt.number)
+        devices, account = tuple(attempt.gpus), self.accounts.of(job.owner)
+        key = RunKey(job.job_id, attempt.number, folder, devices, account, attempt.node)
+        self.executor.quarantine(key, devices, f"job {job.job_id}: {problem}")
 
     def quarantine(self, job: pb.JobInfo, problem: str) -> None:
         """Give the devices of a job's latest attempt to nobody until nothing is left of it."""
@@ -116,6 +125,7 @@ class _Ending(enum.Enum):
     TIMED_OUT = "its time was up"
     TOO_LARGE = "what it left was too large"
     LET_GO = "the server stops"
+    GIVEN_UP = "another server has ended the attempt, since this machine was given up"
 
 
 class Supervisor:
@@ -142,11 +152,21 @@ class Supervisor:
 
     def run(self, resources: Resources) -> None:
         """Begin a new attempt on these devices and see it through. Does nothing if the job is not QUEUED any more."""
+        job = self._place(resources)
+        if job is not None:
+            self._see_through(job)
+
+    def hand_over(self, resources: Resources) -> None:
+        """Begin a new attempt, for the server of another machine to start and see through."""
+        self._place(resources)
+
+    def _place(self, resources: Resources) -> pb.JobInfo | None:
+        """Begin a new attempt, and return the job, if that came about."""
         self._resources = resources
         try:
             run = self._prepare(len(resources.devices))
             self._expected = Expected(pb.JOB_STATUS_QUEUED, run.attempt - 1)
-            job = self._update(lambda job: self._begin(job, run))
+            return self._update(lambda job: self._begin(job, run))
         except _ENDED_BY_OTHERS:
             pass  # cancelled or deleted meanwhile
         except RunFailedError as error:
@@ -155,11 +175,10 @@ class Supervisor:
         except StoreUnavailableError as error:
             _log.warning("can't start the job yet: %s", error, extra={"job_id": self._job_id})
             self._dependencies.stopping.wait(_RETRY_SECONDS)
-        else:
-            self._see_through(job)
+        return None
 
     def resume(self, job: pb.JobInfo) -> None:
-        """See through the attempt of this job that an earlier server began."""
+        """See through the attempt of this job that an earlier server began, or that the scheduler placed here."""
         self._may_have_begun = True
         self._resources = resources_of(job, self._dependencies.executor.nodes())
         self._see_through(job)
@@ -347,6 +366,8 @@ class Supervisor:
         run = Run(job.job_id, job.attempt, request, key.attempt_dir, output_dir, len(job.gpus))
         is_last_attempt = not job.preemptible and transitions.counted_attempts(job) >= job.max_attempts
         steps = RunSteps(harness, steps_of(run), is_last_attempt=is_last_attempt)
+        if self._handle is None and not self._dependencies.duty.wait_until_trusted(self._dependencies.stopping):
+            return None
         handle = self._handle = self._handle or self._start(harness, run, steps.to_run, key, job.owner)
         reader = self._results_reader = self._results_reader or ResultsReader(
             harness, self._dependencies.harness_settings[job.request.harness]
@@ -444,7 +465,7 @@ class Supervisor:
                 return self._ended_on_request(results, transitions.cancel)
             case _Ending.PREEMPTED:
                 return self._ended_on_request(results, transitions.preempt)
-            case _Ending.LET_GO:
+            case _Ending.LET_GO | _Ending.GIVEN_UP:
                 return None
         raise RunFailedError("TIMED_OUT", f"the run took longer than its timeout of {job.timeout.ToTimedelta()}")
 
@@ -557,6 +578,8 @@ class Supervisor:
             return _Ending.CANCELLED
         if current is not None and transitions.is_giving_way(current):
             return _Ending.PREEMPTED
+        if self._dependencies.duty.is_shared and (current is None or current.attempt != self._expected.attempt):
+            return _Ending.GIVEN_UP
         return _Ending.LET_GO if self._dependencies.stopping.is_set() else None
 
     def _reason_to_read_no_more(self) -> _Ending | None:

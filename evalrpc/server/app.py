@@ -26,6 +26,7 @@ from evalrpc.engines.pool import EnginePool
 from evalrpc.errors import ConfigurationError, UnavailableError
 from evalrpc.executors.base import Executor
 from evalrpc.executors.group import ExecutorGroup
+from evalrpc.executors.hosts import HostExecutor
 from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.environment import inherited_variables
 from evalrpc.executors.local.executor import LocalExecutor
@@ -47,6 +48,8 @@ from evalrpc.reading.logs import LogReader
 from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.sample_media import MediaThreads, Places, SampleMediaReader
 from evalrpc.reading.samples import SampleLister
+from evalrpc.scheduling import placement
+from evalrpc.scheduling.duty import Duty, SharedDuty
 from evalrpc.scheduling.preparing import Preparing
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.run_accounts import RunAccounts, account_pool, describe_accounts, require_way
@@ -69,6 +72,7 @@ from evalrpc.server.collector import tune_collector
 from evalrpc.server.executor_use import require_executors
 from evalrpc.server.handlers import Handler, handlers_of
 from evalrpc.server.health import Health
+from evalrpc.server.hosts import NodeDescription, OtherNodes, host_name
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.limits import Limits
 from evalrpc.server.listening import require_descriptors
@@ -77,9 +81,9 @@ from evalrpc.server.memory import Memory, limit_arenas
 from evalrpc.server.operations import Operations
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.reloading import Reloading
-from evalrpc.server.running import Running
+from evalrpc.server.running import Running, Sharing
 from evalrpc.server.service import EvaluationService
-from evalrpc.server.stores import open_store, store_of_runner
+from evalrpc.server.stores import open_store, progress_of, shared_store, store_of_runner
 from evalrpc.server.suite_definitions import build_suites
 from evalrpc.server.threads import require_threads, start_pools
 from evalrpc.server.tracing import untraced
@@ -87,7 +91,9 @@ from evalrpc.server.transports.connections import close_connections
 from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
 from evalrpc.server.transports.grpc_listener import GrpcListener
 from evalrpc.server.write_check import WriteCheck
+from evalrpc.store.base import Change
 from evalrpc.v1 import evaluation_service_pb2
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobInfo
 from evalrpc.watching.feed import Feed
 
 if TYPE_CHECKING:
@@ -96,6 +102,8 @@ if TYPE_CHECKING:
     from evalrpc.server.telemetry.traces import Traces
     from evalrpc.server.transports.http.listener import HttpListener
     from evalrpc.server.transports.http_server import HttpServer
+    from evalrpc.store.postgres.progress import JobProgress
+    from evalrpc.store.postgres.store import PostgresStore
 
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
@@ -211,7 +219,15 @@ class Server:
         inherited = inherited_variables(environment, settings.inherit_env)
         warm_limits = WarmLimits(settings.warm_idle_seconds, settings.warm_max_bytes)
         local = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups, warm_limits=warm_limits)
-        self._executor = executor_of_settings(settings, local, inherited, environment, clock)
+        shared = shared_store(self._store)
+        self._duty = Duty()
+        own: Executor = local
+        if shared is not None:
+            own = hosts_of = self._host_executor(local, shared, len(devices))
+        self._executor = executor_of_settings(settings, own, inherited, environment, clock)
+        if shared is not None:
+            known = lambda: {node.name for node in self._executor.nodes()}  # noqa: E731 - it is short
+            self._duty = SharedDuty(host_name(settings), set(settings.executors), known, shared.is_trusted)
         accounts = RunAccounts(self._store, data_dir, access, pool)
         run_limits = RunLimitsPolicy(settings)
         self._engines = EnginePool(
@@ -245,7 +261,11 @@ class Server:
             self._prepared_models,
             Memory(lambda: self._service.forget_unused()),
         )
-        self._running = Running(settings, self._store, self._executor, self._scheduler, self._housekeeper.run)
+        sharing = None
+        if shared is not None:
+            sharing = self._sharing(shared, hosts_of, queue_state)
+            shared.hosts.on_change = partial(self._nodes_changed, queue_state)
+        self._running = Running(self._executor, self._scheduler, self._duty, self._housekeeper.run, sharing)
         self._service = self._build_service(queue_state, entitlements, clock, data_dir)
         self._reloading = Reloading(
             settings,
@@ -351,7 +371,7 @@ class Server:
     def what_is_broken(self) -> str:
         """Why it stopped by itself, once `wait_broken` has returned."""
         if self._running.has_lost_lease:
-            return "another server may run the jobs by now, since this one could not keep its lease"
+            return "another server has taken over from this one, which could not keep its lease"
         return "a bug has stopped it; its log has the traceback"
 
     async def wait_broken(self) -> None:
@@ -366,12 +386,52 @@ class Server:
         queue_state.load(self._store.queued_rows(), self._store.running_jobs(), uses)
         for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
             self._store.follow(position, listener)
+        if (shared := shared_store(self._store)) is not None:
+            self._store.follow(position, partial(self._forget_progress, shared))
+            shared.share_progress(partial(self._hear_progress, queue_state))
         if self._metrics is not None:
             self._metrics.jobs.load(self._store.queued_rows())
             self._store.follow(position, self._metrics.jobs.apply)
             self._store.observe_commit = self._metrics.observe_commit
         if self._traces is not None:
             self._store.follow(position, self._traces.apply)
+
+    def _host_executor(self, local: Executor, store: "PostgresStore", device_count: int) -> HostExecutor:
+        """Return the executor of this machine, one of several."""
+        name, slots = host_name(self._settings), placement.slots(device_count, self._settings.max_running)
+        others = OtherNodes(lambda: store.hosts.hosts, name)
+        return HostExecutor(local, name, others, store.is_trusted, slots.total, slots.without_gpus)
+
+    def _sharing(self, store: "PostgresStore", executor: HostExecutor, queue_state: QueueState) -> Sharing:
+        """Return how this server takes part where there are several."""
+        held = lambda: {device for each in self._engines.holdings() for device in each.devices}  # noqa: E731 - it is short
+        describe = NodeDescription(lambda: executor.own_node, held, lambda: queue_state.draining)
+        return Sharing(store, host_name(self._settings), describe, self._settings.lease_seconds)
+
+    def _publish_progress(self, job: JobInfo) -> None:
+        """Tell watchers how far a running job has come, those at other servers too."""
+        self._feed.publish_progress(job)
+        if (shared := shared_store(self._store)) is not None:
+            shared.say_progress(progress_of(job))
+
+    def _hear_progress(self, queue_state: QueueState, progress: "JobProgress") -> bool:
+        """Tell watchers what another server says of a running job. Return whether that runs."""
+        job = queue_state.take_progress(progress.job_id, progress.attempt, progress.unstored)
+        if job is not None:
+            self._feed.publish_progress(job)
+        return job is not None
+
+    def _nodes_changed(self, queue_state: QueueState) -> None:
+        """Take note that other machines have come, gone, or changed."""
+        for job in queue_state.nodes_changed():
+            self._feed.publish_progress(job)
+        self._scheduler.nodes_changed()
+
+    def _forget_progress(self, store: "PostgresStore", changes: Sequence[Change]) -> None:
+        """Let other servers forget the progress of jobs that run no more."""
+        for change in changes:
+            if change.previous == JOB_STATUS_RUNNING and change.status_changed and self._duty.sees_to(change.job):
+                store.forget_progress(change.job.job_id)
 
     def _build_metrics(self, clock: Clock) -> "Metrics | None":
         """Return what measures, if it is to. Raises ConfigurationError if the library for that is missing."""
@@ -449,7 +509,8 @@ class Server:
             grace_seconds=settings.grace_seconds,
             run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
             measurer=self._pools.measurers,
-            publish_progress=self._feed.publish_progress,
+            publish_progress=self._publish_progress,
+            duty=self._duty,
             limits_of=run_limits.of,
             secrets=self._secrets,
         )
@@ -528,7 +589,7 @@ class Server:
 
 
 def executor_of_settings(
-    settings: Settings, local: LocalExecutor, inherited: Mapping[str, str], environment: Mapping[str, str], clock: Clock
+    settings: Settings, local: Executor, inherited: Mapping[str, str], environment: Mapping[str, str], clock: Clock
 ) -> Executor:
     """Return the executor of the server's own machine, together with those of its clusters if there are any."""
     clusters = {name: SlurmExecutor(each, inherited, clock, environment) for name, each in settings.executors.items()}

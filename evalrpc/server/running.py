@@ -1,57 +1,50 @@
-"""When a server runs jobs: at once, where it is the only one on its store; else once it has the lease, until it loses that."""
+"""When a server runs jobs: at once, where it is the only one on its store. Else it sees to the runs of its machine once it has
+the lease for that, and places jobs once it has that of the scheduler, until it loses one of them."""
 
 import asyncio
-import socket
+import logging
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
-from evalrpc.config import Settings
+from evalrpc.errors import StoreUnavailableError
 from evalrpc.executors.base import Executor
+from evalrpc.scheduling.duty import Duty
 from evalrpc.scheduling.scheduler import Scheduler
-from evalrpc.store.base import FollowedStore
 
+if TYPE_CHECKING:
+    from evalrpc.store.postgres.store import PostgresStore
 
-@runtime_checkable
-class LeasingStore(Protocol):
-    """What a store has that several servers share."""
+_RETRY_SECONDS = 0.5
 
-    def run_for(self, host: str, lease_seconds: float, on_taken: Callable[[], None], on_lost: Callable[[], None]) -> None:
-        """Try to be the server that runs the jobs."""
-
-    def stop_trying(self) -> None:
-        """Try no more, and keep what there is, for as long as it holds by itself."""
-
-    def stop_running(self) -> None:
-        """Leave that to another server."""
-
-
-def host_name(settings: Settings) -> str:
-    """Return by what name the runs of this machine are known to the servers of others."""
-    return settings.host_name or socket.gethostname()
+_log = logging.getLogger(__name__)
 
 
 class Running:
-    """Runs the jobs of a server, and keeps house, from `begin` on or later. Created on the event loop."""
+    """Runs the jobs of a server, and keeps house, from `begin` on or later. Created on the event loop.
+
+    `sharing`: the store, where several servers share it, with the name of this machine, and what describes that.
+    """
 
     def __init__(
         self,
-        settings: Settings,
-        store: FollowedStore,
         executor: Executor,
         scheduler: Scheduler,
+        duty: Duty,
         keep_house: Callable[[], Coroutine[Any, Any, None]],
+        sharing: "Sharing | None" = None,
     ) -> None:
-        self._settings = settings
-        self._leasing: LeasingStore | None = store if isinstance(store, LeasingStore) else None
         self._executor = executor
         self._scheduler = scheduler
+        self._duty = duty
         self._keep_house = keep_house
+        self._sharing = sharing
         self._loop = asyncio.get_running_loop()
         self._housekeeping: asyncio.Task[None] | None = None
-        self._takeover: threading.Thread | None = None
+        self._takeovers: list[threading.Thread] = []
         self._is_begun = False
         self._has_ceased = False
+        self._stopping = threading.Event()
         self._decided = threading.Event()
         self.has_lost_lease = False
         """Whether it ran jobs and may do so no more: it has let go of its runs, and the server should stop."""
@@ -59,14 +52,14 @@ class Running:
     def begin(self) -> None:
         """Run jobs, at once or when it is this server's turn. Raises what `Executor.prepare` raises."""
         self._executor.prepare()
-        if self._leasing is None:
+        if self._sharing is None:
             self._run_jobs()
+            self._loop.call_soon_threadsafe(self._begin_housekeeping)
         else:
-            host, seconds = host_name(self._settings), self._settings.lease_seconds
-            self._leasing.run_for(host, seconds, self._take_over, self._let_go)
+            self._sharing.take_part(self._take_over_host, self._take_over_scheduling, self._let_go)
 
     def wait_over(self) -> None:
-        """Block until no job is started any more: after `stop`, because of a bug, or because the lease is lost."""
+        """Block until no job is started any more: after `stop`, because of a bug, or because a lease is lost."""
         self._decided.wait()
         if self._is_begun:
             self._scheduler.wait_stopped()
@@ -79,27 +72,60 @@ class Running:
 
     def stop(self) -> None:
         """Let go of all runs, which go on, for the next server. Blocks."""
-        if self._leasing is not None:
-            self._leasing.stop_trying()
-        if self._takeover is not None:
-            self._takeover.join()
+        self._stopping.set()
+        if self._sharing is not None:
+            self._sharing.store.stop_trying()
+        for takeover in self._takeovers:
+            takeover.join()
         self._decided.set()
         self._scheduler.stop()
-        if self._leasing is not None:
-            self._leasing.stop_running()
+        if self._sharing is not None:
+            self._sharing.store.stop_running(has_runs=self._scheduler.has_runs_on(self._sharing.host))
 
-    def _take_over(self) -> None:
-        """Begin in a thread, since the lease must be renewed meanwhile."""
-        self._takeover = threading.Thread(target=self._run_jobs, name="takeover", daemon=True)
-        self._takeover.start()
+    def _take_over_host(self) -> None:
+        self._begin_thread(self._run_jobs)
+
+    def _take_over_scheduling(self) -> None:
+        self._begin_thread(self._place_jobs)
+
+    def _begin_thread(self, work: Callable[[], None]) -> None:
+        """Do something in a thread, behind what was begun before, since the leases must be renewed meanwhile."""
+        before = list(self._takeovers)
+
+        def run() -> None:
+            for thread in before:
+                thread.join()
+            work()
+
+        thread = threading.Thread(target=run, name="takeover", daemon=True)
+        self._takeovers.append(thread)
+        thread.start()
 
     def _run_jobs(self) -> None:
         try:
-            self._scheduler.start()
-            self._is_begun = True
-            self._loop.call_soon_threadsafe(self._begin_housekeeping)
+            if self._catch_up():
+                self._scheduler.start()
+                self._is_begun = True
         finally:
             self._decided.set()
+
+    def _place_jobs(self) -> None:
+        if self._is_begun and self._catch_up():
+            self._duty.places_jobs = True
+            self._scheduler.begin_placing()
+            self._loop.call_soon_threadsafe(self._begin_housekeeping)
+
+    def _catch_up(self) -> bool:
+        """Wait until this server knows what those before it have committed. Return False if it stops first."""
+        while self._sharing is not None and not self._stopping.is_set():
+            try:
+                self._sharing.store.catch_up()
+            except StoreUnavailableError as error:
+                _log.warning("can't take over yet: %s", error)
+                self._stopping.wait(_RETRY_SECONDS)
+            else:
+                break
+        return not self._stopping.is_set()
 
     def _begin_housekeeping(self) -> None:
         if not self._has_ceased:
@@ -107,4 +133,22 @@ class Running:
 
     def _let_go(self) -> None:
         self.has_lost_lease = True
+        self._stopping.set()
+        self._decided.set()
         self._scheduler.let_go()
+
+
+class Sharing:
+    """A store of several servers, with what this one says of its machine."""
+
+    def __init__(self, store: "PostgresStore", host: str, describe: Callable[[], str], lease_seconds: float) -> None:
+        self.store = store
+        self.host = host
+        self._describe = describe
+        self._lease_seconds = lease_seconds
+
+    def take_part(self, on_host: Callable[[], None], on_scheduler: Callable[[], None], on_lost: Callable[[], None]) -> None:
+        """Try to get the leases."""
+        from evalrpc.store.postgres.lease import Part
+
+        self.store.take_part(Part(self.host, self._describe, on_host, on_scheduler, on_lost), self._lease_seconds)

@@ -772,6 +772,7 @@ class EvaluationService:
             max_queued=self.settings.max_queued,
             owners=self.queue_state.owner_shares(MAX_OWNERS, owner),
             paused=self.queue_state.is_paused,
+            nodes=self.queue_state.node_states(),
         )
 
     def _status_counts(self) -> list[StatusCount]:

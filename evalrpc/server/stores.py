@@ -14,13 +14,14 @@ from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1.jobs_pb2 import JobInfo
 
 if TYPE_CHECKING:
+    from evalrpc.store.postgres.progress import JobProgress
     from evalrpc.store.postgres.store import PostgresStore
 
 
 def store_of_runner(store: FollowedStore) -> Store:
     """Return the store for what runs jobs: what it changes is refused where another server runs them by now."""
-    update = getattr(store, "update_as_runner", None)
-    return store if update is None else cast(Store, _StoreOfRunner(cast("PostgresStore", store)))
+    shared = shared_store(store)
+    return store if shared is None else cast(Store, _StoreOfRunner(shared))
 
 
 class _StoreOfRunner:
@@ -35,6 +36,22 @@ class _StoreOfRunner:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+
+def shared_store(store: FollowedStore) -> "PostgresStore | None":
+    """Return the store if several servers may share it."""
+    return cast("PostgresStore", store) if hasattr(store, "update_as_runner") else None
+
+
+def progress_of(job: JobInfo) -> "JobProgress":
+    """Return what other servers are to know of a running job, with its progress."""
+    from evalrpc.store.postgres.progress import JobProgress
+
+    unstored = JobInfo(progress=job.progress, wait_reason=job.wait_reason)
+    for field in ("usage", "judge_usage"):
+        if job.HasField(field):
+            getattr(unstored, field).CopyFrom(getattr(job, field))
+    return JobProgress(job.job_id, job.attempt, unstored)
 
 
 def open_store(settings: Settings, clock: Clock, entitlements: Entitlements) -> FollowedStore:

@@ -163,7 +163,17 @@ class QueuedRow(NamedTuple):
     engine: str = ""
     """The engines that it needs: see `jobs.served_models.needs_text`. Empty without one."""
     executor: str = ""
-    """The executor that it is for: see `jobs.defaults.executor_of`. Empty: the server's own machine."""
+    """The nodes that it waits for: see `jobs.defaults.queue_of`."""
+
+
+class HostState(NamedTuple):
+    """A machine whose server has said that it is there, of those that share a store."""
+
+    name: str
+    description: str
+    """What it has, as its server has said."""
+    is_reachable: bool
+    """Whether that server has been heard of lately."""
 
 
 class AttemptUse(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from evalrpc.jobs import lifecycle, suite_states
-from evalrpc.jobs.defaults import executor_of, gpus_needed
+from evalrpc.jobs.defaults import gpus_needed, queue_of
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.served_models import engine_gpu_count, engine_needs, model_of, needs_text
 from evalrpc.jobs.share_policy import charged_width
@@ -94,7 +94,7 @@ def new_row(new: NewJob) -> Row:
         job.owner,
         needs_text(engine_needs(job.request, job.job_id)),
         job.suite_run_id or None,
-        executor_of(job.request),
+        queue_of(job.request),
     )
 
 

@@ -55,6 +55,7 @@ class GetQueueResponse(_message.Message):
     OWNERS_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     MAX_RUNNING_SERVED_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     queued_count: _builtins.int
     """The number of queued jobs. Always set, like the other counts."""
     running_count: _builtins.int
@@ -94,6 +95,12 @@ class GetQueueResponse(_message.Message):
     def owners(self) -> _containers.RepeatedCompositeFieldContainer[Global___OwnerShare]:
         """Every owner with queued or running jobs, in the order in which they are served; the first 1000."""
 
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeState]:
+        """The machines and clusters that jobs are placed on: that of this server, those of the other servers that share its database,
+        and the configured clusters.
+        """
+
     def __init__(
         self,
         *,
@@ -110,10 +117,11 @@ class GetQueueResponse(_message.Message):
         owners: _abc.Iterable[Global___OwnerShare] | None = ...,
         paused: _builtins.bool = ...,
         max_running_served: _builtins.int = ...,
+        nodes: _abc.Iterable[Global___NodeState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "queued_count", b"queued_count", "running_count", b"running_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "gpus", b"gpus", "max_queued", b"max_queued", "max_running", b"max_running", "max_running_served", b"max_running_served", "owners", b"owners", "paused", b"paused", "queued_count", b"queued_count", "queued_job_ids", b"queued_job_ids", "running_count", b"running_count", "running_job_ids", b"running_job_ids", "status_counts", b"status_counts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "gpus", b"gpus", "max_queued", b"max_queued", "max_running", b"max_running", "max_running_served", b"max_running_served", "nodes", b"nodes", "owners", b"owners", "paused", b"paused", "queued_count", b"queued_count", "queued_job_ids", b"queued_job_ids", "running_count", b"running_count", "running_job_ids", b"running_job_ids", "status_counts", b"status_counts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__following_count: _TypeAlias = _typing.Literal["following_count"]  # noqa: Y015
     _WhichOneofArgType__following_count: _TypeAlias = _typing.Literal["_following_count", b"_following_count"]  # noqa: Y015
@@ -133,6 +141,48 @@ class GetQueueResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__running_count) -> _WhichOneofReturnType__running_count | None: ...
 
 Global___GetQueueResponse: _TypeAlias = GetQueueResponse  # noqa: Y015
+
+@_typing.final
+class NodeState(_message.Message):
+    """A machine, or a cluster, that jobs are placed on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FIELD_NUMBER: _builtins.int
+    RUNNING_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_FIELD_NUMBER: _builtins.int
+    OUT_OF_REACH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, as in `JobAttempt.node`: `local` of a server that is alone."""
+    executor: _builtins.str
+    """The executor that it belongs to. Empty: it is a machine with a server."""
+    running_count: _builtins.int
+    """The number of jobs that run on it. Always set."""
+    max_running: _builtins.int
+    """The maximum number of jobs that run on it at the same time, without those that have a served model."""
+    out_of_reach: _builtins.bool
+    """Whether nothing was heard of its server lately. Its jobs stay RUNNING until it is back, or an operator gives it up by
+    `evalrpc node lost NAME`; no further ones start there.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        executor: _builtins.str = ...,
+        running_count: _builtins.int | None = ...,
+        max_running: _builtins.int = ...,
+        out_of_reach: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_running_count", b"_running_count", "running_count", b"running_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_running_count", b"_running_count", "executor", b"executor", "max_running", b"max_running", "name", b"name", "out_of_reach", b"out_of_reach", "running_count", b"running_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__running_count: _TypeAlias = _typing.Literal["running_count"]  # noqa: Y015
+    _WhichOneofArgType__running_count: _TypeAlias = _typing.Literal["_running_count", b"_running_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__running_count) -> _WhichOneofReturnType__running_count | None: ...
+
+Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
 @_typing.final
 class OwnerShare(_message.Message):
@@ -278,7 +328,9 @@ class Gpu(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     ENGINE_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Its index or UUID, as CUDA_VISIBLE_DEVICES takes it."""
+    """Its index or UUID, as CUDA_VISIBLE_DEVICES takes it. Where several servers share a database, with the name of its node and a
+    slash before it.
+    """
     name: _builtins.str
     """Its product name. Empty if the driver does not know it."""
     job_id: _builtins.str

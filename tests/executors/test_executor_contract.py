@@ -18,6 +18,7 @@ from evalrpc.clock import SystemClock
 from evalrpc.config import ExecutorSettings
 from evalrpc.executors.base import Device, Executor, Node, Resources, RunAccount, RunHandle, RunKey
 from evalrpc.executors.group import ExecutorGroup
+from evalrpc.executors.hosts import HostExecutor
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.slurm.executor import SlurmExecutor
 from evalrpc.harnesses.base import Command, Exit
@@ -68,6 +69,13 @@ class LocalSite:
         new.rename(self._folder / str(step))
 
 
+class HostSite(LocalSite):
+    """The executor of one of several machines."""
+
+    def _executor(self) -> HostExecutor:  # type: ignore[override]
+        return HostExecutor(super()._executor(), "alpha", lambda: (), lambda: True, 4, 2)
+
+
 class AccountSite(LocalSite):
     """The local executor, where the runs have an account of their own."""
 
@@ -108,11 +116,17 @@ class SlurmSite(LocalSite):
         return ExecutorGroup(LocalExecutor(), {"cluster": slurm})
 
 
-SITES = {"local": LocalSite, "accounts": AccountSite, "two nodes": TwoNodeSite}
+SITES = {"local": LocalSite, "host": HostSite, "accounts": AccountSite, "two nodes": TwoNodeSite}
 
 
 @pytest.fixture(
-    params=["local", pytest.param("accounts", marks=needs_accounts), pytest.param("slurm", marks=needs_slurm), "two nodes"]
+    params=[
+        "local",
+        "host",
+        pytest.param("accounts", marks=needs_accounts),
+        pytest.param("slurm", marks=needs_slurm),
+        "two nodes",
+    ]
 )
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     if request.param == "slurm":

@@ -1,13 +1,16 @@
 """Two servers on one database and one data folder: both answer, one runs the jobs, and the other takes over."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from postgres_cluster import shared_cluster
-from serving import COMPLETED, FAILED, QUEUED, RUNNING, TERMINAL, Launch, ServerThere, Site
+from serving import COMPLETED, QUEUED, RUNNING, TERMINAL, Api, Launch, ServerThere, Site
 from waiting import eventually
 
 from evalrpc.cli import main
@@ -90,25 +93,140 @@ def test_after_a_stop_the_other_takes_over_at_once(pair: tuple[ServerThere, Serv
     assert second.api.run().status == COMPLETED
 
 
-def test_runs_belong_to_their_host_until_an_operator_says_that_it_is_lost(site: Site, launch: Launch) -> None:
-    store = shared_cluster().schema_for(site.folder)
-    site.set_up(store=store, lease_seconds=LEASE_SECONDS)
-    first = launch("--host-name", "alpha")
-    slow = first.api.submit("slow")
-    site.wait_for_log(slow.job_id)
-    second = launch("--host-name", "beta")
+@pytest.fixture
+def hosts(site: Site, launch: Launch) -> Iterator[dict[str, ServerThere]]:
+    """Servers of two machines, which both have joined. The first is the scheduler."""
+    site.set_up(store=shared_cluster().schema_for(site.folder), lease_seconds=LEASE_SECONDS, gpus="1")
+    servers = {"alpha": launch("--host-name", "alpha")}
+    servers["alpha"].api.run()
+    servers["beta"] = launch("--host-name", "beta")
+    eventually(lambda: len(servers["alpha"].api.GetQueue().nodes) == 2, "for the other host to be known")
+    yield servers
+    site.release()
+
+
+def node_of(job: pb.JobInfo) -> str:
+    return job.attempts[-1].node
+
+
+def submit_on_both(api: Api, site: Site) -> dict[str, pb.JobInfo]:
+    """Submit a slow job for each of the two GPUs, and return them by their host."""
+    jobs = [api.submit("slow", max_attempts=2, request={"num_gpus": 1}) for _ in range(2)]
+    for job in jobs:
+        site.wait_for_log(job.job_id)
+    return {node_of(job): job for job in (api.get(job.job_id) for job in jobs)}
+
+
+def test_jobs_are_placed_on_the_gpus_and_slots_of_all_hosts_and_cancelled_from_any(
+    hosts: dict[str, ServerThere], site: Site
+) -> None:
+    api = hosts["beta"].api
+    placed = submit_on_both(api, site)
+    assert {host: list(job.gpus) for host, job in placed.items()} == {"alpha": ["alpha/0"], "beta": ["beta/0"]}
+    waiting = api.submit(request={"num_gpus": 1})
+    for server in hosts.values():
+        eventually(lambda server=server: server.api.GetQueue().free_gpu_count == 0, "for both GPUs to be held")
+        queue = server.api.GetQueue()
+        assert {gpu.id: (gpu.node, gpu.job_id) for gpu in queue.gpus} == {
+            f"{host}/0": (host, job.job_id) for host, job in placed.items()
+        }
+        assert {node.name: (node.running_count, node.out_of_reach) for node in queue.nodes} == {
+            "alpha": (1, False),
+            "beta": (1, False),
+        }
+        assert server.api.get(waiting.job_id).wait_reason == "needs 1 GPU, 0 free"
+    hosts["alpha"].api.CancelJob(job_id=placed["beta"].job_id)
+    assert api.wait_for(placed["beta"].job_id, *TERMINAL).status == pb.JOB_STATUS_CANCELLED
+    assert node_of(api.wait_for(waiting.job_id, *TERMINAL)) == "beta"
+    site.release()
+    assert api.wait_for(placed["alpha"].job_id, *TERMINAL).status == COMPLETED
+    assert all(site.starts(job.job_id) == ["1"] for job in (*placed.values(), waiting))
+
+
+def test_progress_and_files_of_a_run_are_seen_at_the_other_servers(hosts: dict[str, ServerThere], site: Site) -> None:
+    placed = submit_on_both(hosts["alpha"].api, site)
+    for host, other in (("alpha", "beta"), ("beta", "alpha")):
+        api, job_id = hosts[other].api, placed[host].job_id
+        progress = (event.job.progress for event in api.watch(job_id) if event.job.progress.done)
+        assert (next(progress).done, api.get(job_id).progress.total) == (1, 4)
+        chunks = api.ReadLog(job_id=job_id, follow=True)
+        assert b"Evaluating" in next(chunk.data for chunk in chunks if chunk.data)
+        site.release(job_id)
+        assert b"Evaluating: 4/4" in b"".join(chunk.data for chunk in chunks)
+        done = api.wait_for(job_id, *TERMINAL)
+        assert (done.status, done.progress.done) == (COMPLETED, 4)
+        (artifact, *_) = api.ListArtifacts(job_id=job_id).artifacts
+        assert b"".join(chunk.data for chunk in api.ReadArtifact(job_id=job_id, name=artifact.name))
+
+
+def test_runs_belong_to_their_host_until_it_is_back(hosts: dict[str, ServerThere], site: Site, launch: Launch) -> None:
+    gone, left = "alpha", "beta"
+    placed = submit_on_both(hosts[left].api, site)
+    hosts[gone].kill()
+    api = hosts[left].api
+    lost, kept = placed[gone], placed[left]
+    eventually(lambda: f"host {gone} is out of reach" in api.get(lost.job_id).wait_reason, "for it to be said")
+    assert {node.name: node.out_of_reach for node in api.GetQueue().nodes} == {left: False, gone: True}
+    site.release(kept.job_id)
+    assert api.wait_for(kept.job_id, *TERMINAL).status == COMPLETED
+    further = api.run(request={"num_gpus": 1})
+    assert (further.status, node_of(further)) == (COMPLETED, left)
+    site.release(lost.job_id)
+    assert api.get(lost.job_id).status == RUNNING
+    launch("--host-name", gone)
+    done = api.wait_for(lost.job_id, *TERMINAL)
+    assert (done.status, done.attempt, site.starts(lost.job_id)) == (COMPLETED, 1, ["1"])
+
+
+@pytest.mark.parametrize("gone", ["alpha", "beta"])
+def test_what_ran_on_a_host_that_is_given_up_is_tried_again_elsewhere(
+    hosts: dict[str, ServerThere], site: Site, gone: str
+) -> None:
+    (left,) = hosts.keys() - {gone}
+    placed = submit_on_both(hosts[left].api, site)
+    store = site.settings().store
 
     def lose(host: str) -> str:
         return CliRunner().invoke(main, ["node", "lost", host, "--store", store]).output
 
-    assert "not on beta" in lose("beta")
-    assert "stop it first" in lose("alpha")
-    first.kill()
-    eventually(lambda: "host alpha is out of reach" in second.log_path.read_text(), "for it to be said")
-    waiting = second.api.submit()
-    assert (second.api.get(slow.job_id).status, second.api.get(waiting.job_id).status) == (RUNNING, QUEUED)
-    site.kill_runs()
-    assert "are given up" in lose("alpha")
-    assert second.api.wait_for(waiting.job_id, *TERMINAL).status == COMPLETED
-    assert second.api.wait_for(slow.job_id, *TERMINAL).status == FAILED
-    assert second.api.get(slow.job_id).error.reason == "RUN_LOST"
+    assert "there is no host gamma, only: alpha, beta" in lose("gamma")
+    assert "stop it first" in lose(gone)
+    hosts[gone].kill()
+    api = hosts[left].api
+    eventually(lambda: f"host {gone} is out of reach" in api.get(placed[gone].job_id).wait_reason, "for it to be said")
+    site.kill_run(placed[gone].job_id)
+    assert "are given up" in lose(gone)
+    site.release()
+    done = api.wait_for(placed[gone].job_id, *TERMINAL)
+    assert [attempt.node for attempt in done.attempts] == [gone, left]
+    assert [attempt.error.reason for attempt in done.attempts] == ["RUN_LOST", ""]
+    assert (done.status, site.starts(done.job_id)) == (COMPLETED, ["1", "2"])
+    assert [node.name for node in api.GetQueue().nodes] == [left]
+
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "several-servers" / "watch.py"
+
+
+def test_the_example_goes_on_at_another_server(hosts: dict[str, ServerThere], site: Site, launch: Launch) -> None:
+    """It is connected to the first of the addresses, that of the scheduler, which is killed under its watch."""
+    first, second = hosts
+    addresses = ",".join(hosts[host].api.address.removeprefix("ipv4:") for host in (first, second))
+    arguments = (f"ipv4:{addresses}", "--harness", "toy", "--model", "slow", "--tasks", "t")
+    with subprocess.Popen((sys.executable, str(EXAMPLE), *arguments), stdout=subprocess.PIPE, text=True) as example:
+        assert example.stdout is not None
+        job_id = example.stdout.readline().removeprefix("job ").strip()
+        site.wait_for_log(job_id)
+        seen = [example.stdout.readline()]
+        hosts[first].kill()
+        if node_of(hosts[second].api.get(job_id)) == first:
+            launch("--host-name", first)  # at another address
+        site.release()
+        seen += example.stdout.readlines()
+    assert example.returncode == 0
+    assert [line.split()[1] for line in seen] == ["RUNNING", "COMPLETED"]
+    assert site.starts(job_id) == ["1"]
+
+
+def test_a_host_whose_server_stops_without_runs_is_gone_at_once(hosts: dict[str, ServerThere]) -> None:
+    hosts["beta"].terminate()
+    assert [node.name for node in hosts["alpha"].api.GetQueue().nodes] == ["alpha"]

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -30,12 +30,14 @@ from waiting import eventually
 from evalrpc.errors import ConfigurationError, DataDirectoryInUseError, QueueFullError, StoreUnavailableError
 from evalrpc.jobs.holds import QUEUE
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
-from evalrpc.store.base import Submission
+from evalrpc.store.base import Change, Submission
 from evalrpc.store.postgres import listening
 from evalrpc.store.postgres.checking import check_database
 from evalrpc.store.postgres.connecting import Connection
 from evalrpc.store.postgres.hosts import give_up_host
+from evalrpc.store.postgres.lease import Part
 from evalrpc.store.postgres.migrations import MIGRATIONS
+from evalrpc.store.postgres.progress import JobProgress
 from evalrpc.store.postgres.store import PostgresStore
 from evalrpc.store.postgres.writer import Writer
 from evalrpc.v1 import jobs_pb2 as pb
@@ -336,57 +338,150 @@ class Runner:
 
     def __init__(self, store: PostgresStore, host: str = "alpha", seconds: float = 0.5) -> None:
         self.store = store
-        self.runs, self.is_lost = threading.Event(), threading.Event()
-        store.run_for(host, seconds, self.runs.set, self.is_lost.set)
+        self.runs, self.places, self.is_lost = threading.Event(), threading.Event(), threading.Event()
+        self.description = "{}"
+        part = Part(host, lambda: self.description, self.runs.set, self.places.set, self.is_lost.set)
+        store.take_part(part, seconds)
 
     def begin(self, job_id: str) -> pb.JobInfo:
         return self.store.update_as_runner(job_id, begin).result(SECONDS)
 
+    def hosts(self) -> dict[str, bool]:
+        return {host.name: host.is_reachable for host in self.store.hosts.hosts}
 
-def test_one_server_runs_the_jobs_until_it_gives_the_lease_back(open_store: Opener) -> None:
+
+def test_one_server_of_a_machine_runs_its_jobs_until_it_gives_the_lease_back(open_store: Opener) -> None:
     first = Runner(open_store())
-    assert first.runs.wait(SECONDS)
+    assert first.places.wait(SECONDS)
     second = Runner(open_store())
     job = submit(second.store)
-    with pytest.raises(StoreUnavailableError, match="another server runs the jobs"):
+    with pytest.raises(StoreUnavailableError, match="another server sees to this job"):
         second.begin(job.job_id)
     assert first.begin(job.job_id).status == RUNNING
     first.store.stop_running()
-    assert second.runs.wait(SECONDS)
-    with pytest.raises(StoreUnavailableError, match="another server runs the jobs"):
+    assert second.places.wait(SECONDS)
+    with pytest.raises(StoreUnavailableError, match="another server sees to this job"):
         first.store.update_as_runner(job.job_id, complete).result(SECONDS)
     assert second.store.update_as_runner(job.job_id, complete).result(SECONDS).status == COMPLETED
 
 
-def test_who_can_not_renew_the_lease_hears_of_it_before_another_server_gets_it(
+def test_who_can_not_renew_a_lease_trusts_it_no_more_before_another_server_gets_it(
     open_store: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Runner(open_store())
     assert first.runs.wait(SECONDS)
-    assert first.store._lease is not None
-    monkeypatch.setattr(first.store._lease, "_take", lambda: None)  # cut off
+    assert first.store.is_trusted()
+
+    def cut(*_: object) -> None:
+        raise psycopg.OperationalError("cut off")
+
+    job = submit(first.store)
+    first.begin(job.job_id)
+    assert first.store._leases is not None
+    monkeypatch.setattr(first.store._leases, "_connected", cut)
     second = Runner(open_store())
     assert second.runs.wait(SECONDS)
-    assert first.is_lost.is_set()
+    assert not first.store.is_trusted()
+    with pytest.raises(StoreUnavailableError, match="another server sees to this job"):
+        first.store.update_as_runner(job.job_id, complete).result(SECONDS)
+    assert not first.is_lost.is_set(), "it can't know"
+    monkeypatch.undo()
+    assert first.is_lost.wait(SECONDS)
 
 
-def test_the_lease_passes_to_another_machine_only_without_runs(open_store: Opener, conninfo: str) -> None:
+def test_each_machine_has_a_server_and_one_of_them_is_the_scheduler(open_store: Opener) -> None:
+    first = Runner(open_store())
+    assert first.places.wait(SECONDS)
+    second = Runner(open_store(), "beta")
+    assert second.runs.wait(SECONDS)
+    assert not second.places.is_set()
+    eventually(lambda: first.hosts() == second.hosts() == {"alpha": True, "beta": True}, "for each to know the other")
+    first.store.stop_running(has_runs=True)
+    assert second.places.wait(SECONDS)
+    eventually(lambda: second.hosts() == {"alpha": False, "beta": True}, "for it to be out of reach")
+    second.store.stop_running(has_runs=False)
+    with closing(open_store()) as store:
+        assert [host.name for host in store.hosts.hosts] == ["alpha"]
+
+
+def test_what_a_machine_has_is_known_no_later_than_what_its_server_commits(open_store: Opener) -> None:
+    first, second = Runner(open_store(), seconds=600.0), open_store()
+    assert first.runs.wait(SECONDS)
+    job = submit(first.store)
+    seen: list[str] = []
+
+    def look(changes: Sequence[Change]) -> None:
+        seen.extend(second.hosts.hosts[0].description for change in changes if change.job.status == RUNNING)
+
+    second.follow(second.position, look)
+    first.description = "broken"
+    first.begin(job.job_id)
+    eventually(lambda: seen, "for the change")
+    assert seen == ["broken"]
+
+
+def test_a_machine_that_is_given_up_is_gone_and_its_server_hears_of_it(open_store: Opener, conninfo: str) -> None:
     first = Runner(open_store())
     assert first.runs.wait(SECONDS)
     job = submit(first.store)
     first.begin(job.job_id)
-    first.store.stop_running()
-    second = Runner(open_store(), "beta")
-    with pytest.raises(ConfigurationError, match="the jobs ran on alpha, not on gamma"):
+    with pytest.raises(ConfigurationError, match="a server on alpha sees to its runs: stop it first"):
+        give_up_host(conninfo, "alpha")
+    with pytest.raises(ConfigurationError, match="there is no host gamma, only: alpha"):
         give_up_host(conninfo, "gamma")
-    assert not second.runs.is_set()
-    give_up_host(conninfo, "alpha")
-    assert second.runs.wait(SECONDS)
-    with pytest.raises(ConfigurationError, match="a server on beta runs the jobs: stop it first"):
-        give_up_host(conninfo, "beta")
-    second.store.update_as_runner(job.job_id, complete).result(SECONDS)
-    second.store.stop_running()
-    assert Runner(open_store()).runs.wait(SECONDS), "nothing runs, so any machine may take over"
+    with pytest.raises(ConfigurationError, match="there is no host , only: alpha"):
+        give_up_host(conninfo, "")
+    with psycopg.connect(conninfo, autocommit=True) as connection:  # it stands still
+        connection.execute("UPDATE leases SET expires_at = clock_timestamp() - interval '1 hour'")
+        with contextlib.suppress(ConfigurationError):  # it has gone on just before
+            give_up_host(conninfo, "alpha")
+            assert first.is_lost.wait(SECONDS)
+            with pytest.raises(StoreUnavailableError, match="another server sees to this job"):
+                first.store.update_as_runner(job.job_id, complete).result(SECONDS)
+
+
+# Progress.
+
+
+def test_progress_is_known_at_the_other_stores_once_in_order_and_also_where_it_comes_first(open_store: Opener) -> None:
+    first, second = Runner(open_store()), open_store()
+    assert first.runs.wait(SECONDS)
+    heard: list[str] = []
+    refused: list[str] = []
+
+    def hear(progress: JobProgress) -> bool:
+        if progress.job_id == "early" and not refused:
+            refused.append(progress.job_id)
+            return False
+        heard.append(f"{progress.job_id}: {progress.unstored.wait_reason}")
+        return True
+
+    own: list[JobProgress] = []
+    second.share_progress(hear)
+    first.store.share_progress(lambda progress: own.append(progress) or True)
+
+    def say(job_id: str, text: str) -> None:
+        first.store.say_progress(JobProgress(job_id, 1, pb.JobInfo(wait_reason=text)))
+
+    say("a", "one")
+    eventually(lambda: heard == ["a: one"], "for it to be heard")
+    say("a", "two")
+    eventually(lambda: heard == ["a: one", "a: two"], "for what comes next")
+    say("early", "x")
+    eventually(lambda: heard[2:] == ["early: x"], "for it to be handed over again")
+    with closing(open_store()) as third:
+        late: list[str] = []
+        third.share_progress(lambda progress: late.append(progress.job_id) or True)
+        eventually(lambda: sorted(late) == ["a", "early"], "for the latest")
+    first.store.forget_progress("a")
+    first.store.forget_progress("early")
+
+    def is_forgotten() -> bool:
+        with second._readers.reading() as connection:
+            return connection.execute("SELECT count(*) FROM progress").fetchone() == (0,)
+
+    eventually(is_forgotten, "for it to be forgotten")
+    assert not own
 
 
 # Its folder and its schema.

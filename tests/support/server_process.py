@@ -18,12 +18,14 @@ _MOST_OWNERS = 5
 
 
 class ServerProcess:
-    """`evalrpc serve` on a free port, with a data folder that outlives it. `start` and `kill` may be called in turn."""
+    """`evalrpc serve` on a free port, with a data folder that outlives it, and flags. `start` and `kill` may be called in
+    turn."""
 
-    def __init__(self, data_dir: Path, config: str) -> None:
+    def __init__(self, data_dir: Path, config: str, *flags: str, name: str = "server") -> None:
         self.data_dir = data_dir
+        self._flags = flags
         self._config_path = data_dir.parent / "evalrpc.toml"
-        self.log_path = data_dir.parent / "server.log"
+        self.log_path = data_dir.parent / f"{name}.log"
         self._config_path.write_text(config)
         self._process: subprocess.Popen[str] | None = None
         self._listen = "127.0.0.1:0"
@@ -37,11 +39,20 @@ class ServerProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended by itself since it was started."""
+        return self._process is not None and self._process.poll() is not None
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def start(self) -> "ServerProcess":
         command = (EVALRPC, "serve", "--listen", self._listen, "--data-dir", str(self.data_dir))
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                (*command, "--config", str(self._config_path)), stdout=subprocess.PIPE, stderr=log, text=True
+                (*command, "--config", str(self._config_path), *self._flags), stdout=subprocess.PIPE, stderr=log, text=True
             )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -24,7 +24,7 @@ class Head(NamedTuple):
     holds: list[str]
     """The names of what is held back."""
     fence: int
-    """Of the server that runs the jobs."""
+    """Grows with every change of a lease that the servers have to know of."""
 
 
 def read_head(connection: "Connection[Any]") -> Head:

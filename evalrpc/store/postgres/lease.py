@@ -1,126 +1,183 @@
-"""Which of several servers runs the jobs: the one that has the lease, until it lets it expire.
+"""The leases of one server: that of its machine, with which it sees to the runs there, and then, if it can get it, that of the
+scheduler, with which it places jobs on all machines.
 
-The lease expires by the database's clock. Its holder trusts it by its own, from before it asked for it, and for less long: so
-it has stopped to trust it before anybody else gets it. Each holder gets a higher fence, with which it writes: what a former
-holder writes, since it stood still meanwhile, is refused.
-
-Runs belong to their machine. So a lease passes to a server of another machine only while no job is RUNNING, or once an operator
-has said that the machine is lost.
+A lease expires by the database's clock. Its holder trusts it by its own, from before it asked for it, and for less long: so it
+has stopped to trust it before anybody else gets it, and starts nothing from then on. Once it hears that another server has a
+lease of its own, it lets go of everything, for good. What it writes is refused by the fence, whatever it believes.
 """
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
 import psycopg
 
 from evalrpc.clock import Clock
+from evalrpc.store.postgres import lease_rows
 from evalrpc.store.postgres.connecting import Connection, brief, connect_writer
-from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.store.postgres.lease_rows import NO_LEASES, SCHEDULER, LeaseTable
 
 TRUSTED_PART: Final = 0.8
 """How much of its time a lease is trusted by its holder."""
 
 _RENEWALS: Final = 4
 """How often a lease is renewed while it would hold."""
-
-_TAKE: Final = f"""
-UPDATE head SET runner = %(server)s, runner_host = %(host)s, fence = fence + CASE WHEN runner = %(server)s THEN 0 ELSE 1 END,
-    lease_until = clock_timestamp() + %(seconds)s * interval '1 second'
-WHERE (runner = %(server)s AND lease_until > clock_timestamp()) OR (lease_until < clock_timestamp() AND (
-    runner_host IN ('', %(host)s) OR NOT EXISTS (SELECT FROM jobs WHERE status = {pb.JOB_STATUS_RUNNING})
-)) RETURNING fence
-"""
-_GIVE_BACK: Final = "UPDATE head SET lease_until = clock_timestamp() WHERE runner = %s"
-_HOLDER: Final = "SELECT runner_host, lease_until < clock_timestamp() FROM head"
+_SLACK_SECONDS: Final = 0.02
 
 _log = logging.getLogger(__name__)
 
 
-class Lease:
-    """Tries to get the lease, and keeps it. `on_taken` is called once with the fence, and `on_lost` once after that, should it
-    be lost; both on the thread of the lease."""
+class Part(NamedTuple):
+    """What a server does of what several do together. All is called on the thread of the leases, and must be quick."""
+
+    host: str
+    """The name of its machine."""
+    describe: Callable[[], str]
+    """Returns what the machine has."""
+    on_host: Callable[[], None]
+    """Is called once, when it may see to the runs of its machine."""
+    on_scheduler: Callable[[], None]
+    """Is called once after that, when it may place jobs."""
+    on_lost: Callable[[], None]
+    """Is called once at most, when another server has taken over."""
+
+
+class Leases:
+    """A thread that tries to get the leases, and keeps them. `see` gets all leases whenever they were read."""
 
     def __init__(
-        self,
-        conninfo: str,
-        clock: Clock,
-        server_id: str,
-        host: str,
-        seconds: float,
-        on_taken: Callable[[int], None],
-        on_lost: Callable[[], None],
+        self, conninfo: str, clock: Clock, server_id: str, seconds: float, part: Part, see: Callable[[LeaseTable], None]
     ) -> None:
         self._conninfo = conninfo
         self._clock = clock
-        self._asked = {"server": server_id, "host": host, "seconds": seconds}
+        self._server_id = server_id
         self._seconds = seconds
-        self._on_taken = on_taken
-        self._on_lost = on_lost
-        self._fence: int | None = None
+        self._part = part
+        self._see = see
+        self.held: Mapping[str, int] = {}
+        """The fences of the leases that this server has, or had until it heard otherwise, by name."""
         self._trusted_until_seconds = 0.0
+        self._known = NO_LEASES
         self._connection: Connection | None = None
-        self._said = ""
-        self._stopping = threading.Event()
+        self._is_cut = False
+        self._stopping = False
+        self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._thread.start()
 
+    def is_trusted(self) -> bool:
+        """Return whether no other server can have the leases of this one yet."""
+        return bool(self.held) and self._clock.monotonic() < self._trusted_until_seconds
+
+    def wake(self) -> None:
+        """Look at once, since something may have changed."""
+        self._woken.set()
+
     def stop(self) -> None:
-        """Renew it no more. May be called again."""
-        self._stopping.set()
+        """Renew them no more. May be called again."""
+        self._stopping = True
+        self._woken.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
 
-    def close(self) -> None:
-        """Give the lease back, if it is held, and wait for that. The caller runs nothing any more."""
+    def close(self, *, has_runs: bool) -> None:
+        """Give them back, and wait for that. The caller runs nothing any more. `has_runs`: whether its machine does."""
         self.stop()
+        held, self.held = self.held, {}
         try:
-            if self._fence is not None:
-                self._connected().execute(_GIVE_BACK, (self._asked["server"],))
+            if held:
+                lease_rows.give_back(self._connected(), self._server_id, () if has_runs else (self._part.host,))
         except psycopg.Error as error:
             _log.warning("the lease can't be given back, so it expires: %s", brief(error))
         self._disconnect()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while not self._stopping:
+            self._woken.clear()
+            try:
+                if not self._look():
+                    return
+                self._note_cut(None)
+            except psycopg.Error as error:
+                self._disconnect()
+                self._note_cut(error)
+            self._woken.wait(self._patience_seconds())
+
+    def _look(self) -> bool:
+        """Renew what there is, and take what can be had. Return False once another server has taken over. Raises
+        psycopg.Error."""
+        asked_seconds = self._clock.monotonic()
+        connection, before = self._connected(), self.held
+        renewed = lease_rows.renew(connection, self._server_id, self._seconds)
+        if any(renewed.get(name) != fence for name, fence in before.items()):
+            self._trusted_until_seconds = 0.0
+            _log.error("another server has taken over from this one, which could not keep its lease")
+            self._part.on_lost()
+            return False
+        self._trusted_until_seconds = asked_seconds + TRUSTED_PART * self._seconds
+        self._read(connection)
+        for name, fence in renewed.items():  # a commit that took it, and was cut off
+            self._note_taken(name, fence)
+        self._publish(connection)
+        self._take(connection)
+        return True
+
+    def _publish(self, connection: Connection) -> None:
+        host, description = self._part.host, self._part.describe()
+        if host in self.held and host in self._known.rows and self._known.rows[host].description != description:
+            lease_rows.describe_now(connection, host, self._server_id, description)
+            self._read(connection)
+
+    def _take(self, connection: Connection) -> None:
+        while (name := self._wanted()) is not None and self._remaining_seconds(name) <= 0:
             asked_seconds = self._clock.monotonic()
-            fence = self._take()
-            if fence is not None:
-                self._trusted_until_seconds = asked_seconds + TRUSTED_PART * self._seconds
-            if fence is not None and self._fence is None:
-                self._fence = fence
-                _log.info("this server runs the jobs from now on")
-                self._on_taken(fence)
-            elif self._fence is not None and (
-                fence not in (None, self._fence) or self._clock.monotonic() >= self._trusted_until_seconds
-            ):
-                self._fence = None
-                _log.error("this server could not keep its lease, so that another one may run the jobs")
-                self._on_lost()
+            description = self._part.describe() if name == self._part.host else ""
+            fence = lease_rows.take(connection, name, self._server_id, self._seconds, description)
+            self._read(connection)
+            if fence is None:
                 return
-            self._stopping.wait(self._seconds / _RENEWALS)
+            if not self.held:
+                self._trusted_until_seconds = asked_seconds + TRUSTED_PART * self._seconds
+            self._note_taken(name, fence)
 
-    def _take(self) -> int | None:
-        """Get the lease, or keep it. Return the fence; None if that was not possible."""
-        try:
-            row = self._connected().execute(_TAKE, self._asked).fetchone()
-            if row is None:
-                self._say_why_not()
-        except psycopg.Error as error:
-            self._disconnect()
+    def _wanted(self) -> str | None:
+        """Return which lease this server still lacks."""
+        return next((name for name in (self._part.host, SCHEDULER) if name not in self.held), None)
+
+    def _remaining_seconds(self, name: str) -> float:
+        row = self._known.rows.get(name)
+        return row.remaining_seconds if row is not None else 0.0
+
+    def _note_taken(self, name: str, fence: int) -> None:
+        if name in self.held:
+            return
+        self.held = {**self.held, name: fence}
+        if name == SCHEDULER:
+            _log.info("this server is the scheduler from now on")
+            self._part.on_scheduler()
+        else:
+            _log.info("this server sees to the runs of host %s from now on", name)
+            self._part.on_host()
+
+    def _read(self, connection: Connection) -> None:
+        self._known = lease_rows.read_leases(connection)
+        self._see(self._known)
+
+    def _patience_seconds(self) -> float:
+        """Return when to look again: in time for what is held, and as soon as what is wanted may have expired."""
+        name = self._wanted()
+        renewal = self._seconds / _RENEWALS
+        if name is None or self._is_cut or name not in self._known.rows:
+            return renewal
+        return min(renewal, max(0.0, self._remaining_seconds(name)) + _SLACK_SECONDS)
+
+    def _note_cut(self, error: psycopg.Error | None) -> None:
+        if error is not None and not self._is_cut:
             _log.warning("the database can't be asked for the lease: %s", brief(error))
-            return None
-        return int(row[0]) if row is not None else None
-
-    def _say_why_not(self) -> None:
-        """Log that the runs of another machine keep this server from running jobs. Raises psycopg.Error."""
-        row = self._connected().execute(_HOLDER).fetchone()
-        host, is_expired = row or ("", False)
-        why = host if is_expired else ""
-        if why and why != self._said:
-            _log.warning("host %s is out of reach: its jobs stay RUNNING until it is back, or `evalrpc node lost %s`", why, why)
-        self._said = why
+        elif error is None and self._is_cut:
+            _log.info("the database can be asked for the lease again")
+        self._is_cut = error is not None
 
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:

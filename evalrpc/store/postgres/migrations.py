@@ -150,6 +150,27 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
         ADD COLUMN fence bigint NOT NULL DEFAULT 0,          -- grows whenever another server gets the lease
         ADD COLUMN lease_until timestamptz NOT NULL DEFAULT 'epoch';
     """,
+    # Who sees to the runs of each machine, and who places jobs on all of them.
+    """
+    CREATE TABLE leases (
+        name text COLLATE "C" PRIMARY KEY,           -- the machine; empty: of the scheduler
+        server text NOT NULL,                        -- that has it, or had it last
+        fence bigint NOT NULL,                       -- of that server; no two have had the same
+        expires_at timestamptz NOT NULL,
+        description text NOT NULL DEFAULT ''         -- what the machine has, as its server has said
+    );
+    ALTER TABLE head DROP COLUMN runner, DROP COLUMN runner_host, DROP COLUMN lease_until;
+    -- head.fence now grows with any change of these leases that other servers have to know.
+
+    CREATE UNLOGGED TABLE progress (                 -- how far running jobs have come, for the other servers
+        job_id text COLLATE "C" PRIMARY KEY,
+        fence bigint NOT NULL,                       -- of the server that says so
+        version bigint NOT NULL,                     -- grows with all that this one says
+        attempt integer NOT NULL,
+        job bytea NOT NULL                           -- a JobInfo with nothing but progress, wait_reason and usage
+    );
+    CREATE INDEX progress_by_version ON progress (fence, version);
+    """,
 )
 
 _LOCK: Final = 0x6576616C  # "eval", of the locks that the applications of a database agree on

@@ -12,6 +12,7 @@ from evalrpc.store.postgres import deduplication
 from evalrpc.store.postgres.connecting import Connection
 from evalrpc.store.postgres.following import Missed
 from evalrpc.store.postgres.head import Head
+from evalrpc.store.postgres.lease_rows import NO_LEASES, LeaseTable, read_leases
 from evalrpc.store.transaction import Transaction
 from evalrpc.v1 import jobs_pb2 as pb
 
@@ -28,12 +29,15 @@ class State:
     """The jobs that some job follows, or once did."""
     counts: Counter[Status] = field(default_factory=Counter)
     queued_by_owner: Counter[str] = field(default_factory=Counter)
+    leases: LeaseTable = NO_LEASES
+    """Who has which lease. While the head is locked, and once it is as new as that, this is how it stands."""
 
     @classmethod
     def read(cls, connection: Connection, head: Head) -> "State":
         """Return what the database has. Raises psycopg.Error."""
         state = cls(head, followed=deduplication.followed_jobs(connection))
         state.count(connection.execute(_COUNTS, (-1,)))
+        state.leases = read_leases(connection)
         return state
 
     def count(self, rows: Iterable[Any]) -> None:

@@ -61,9 +61,12 @@ from evalrpc.store.postgres.connecting import (
 )
 from evalrpc.store.postgres.data_folder import require_same_folder
 from evalrpc.store.postgres.filters import find_jobs
-from evalrpc.store.postgres.lease import Lease
+from evalrpc.store.postgres.hosts import HostsView
+from evalrpc.store.postgres.lease import Leases, Part
+from evalrpc.store.postgres.lease_rows import LeaseTable
 from evalrpc.store.postgres.listening import Listening
 from evalrpc.store.postgres.migrations import migrate
+from evalrpc.store.postgres.progress import JobProgress, SharedProgress
 from evalrpc.store.postgres.texts import storable
 from evalrpc.store.postgres.writer import Write, Writer
 from evalrpc.store.transaction import Transaction
@@ -102,8 +105,10 @@ class PostgresStore(StoreWrites):
         self._lock_file = lock_data_dir(data_dir, is_shared=True)
         self._conninfo = conninfo
         self._server_id = str(uuid.uuid4())
-        self._fence: int | None = None
-        self._lease: Lease | None = None
+        self._leases: Leases | None = None
+        self._part: Part | None = None
+        self.hosts = HostsView()
+        """The machines of the servers on this database."""
         self._closed = False
         self.observe_commit: ObserveCommit = observe_nothing
         """Is told of every commit, on the writer thread."""
@@ -119,7 +124,7 @@ class PostgresStore(StoreWrites):
                 migrate(connection)
                 require_same_folder(connection, data_dir)
                 given = entitlements or Entitlements()
-                self._writer = Writer(conninfo, clock, max_queued, given, self._cache, self._server_id)
+                self._writer = Writer(conninfo, clock, max_queued, given, self._cache, self._server_id, self._see_leases)
             except (psycopg.Error, StoreUnavailableError) as error:
                 raise ConfigurationError(
                     f"setting store: {shown(conninfo)} can't be used: {brief(error)}; see that it runs, and that the user may "
@@ -129,41 +134,67 @@ class PostgresStore(StoreWrites):
             stack.pop_all()
         self._thread = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
         self._thread.start()
-        self._listening = Listening(conninfo, self._wake)
+        self._progress: SharedProgress | None = None
+        self._listening = Listening(conninfo, self._wake, self._wake_progress)
 
     # Writing.
 
     def update_as_runner(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> Future[pb.JobInfo]:
-        """Do the same for the server that runs the jobs. Its future raises StoreUnavailableError, too, where that is another
-        one by now."""
-        fence = self._fence
+        """Do the same for a server that has leases: in the same commit it says what its machine has, if that has changed. Its
+        future raises StoreUnavailableError, too, where another server has one of its leases by now."""
+        held = self._leases.held if self._leases is not None else {}
 
         def operation(transaction: Transaction) -> pb.JobInfo:
-            if self._writer.state.head.fence != fence:
-                raise unavailable("another server runs the jobs now")  # which sees to this job, too
+            part = self._part
+            self._writer.require_leases(held, part.host if part else "", part.describe() if part else "")
             return transaction.update(job_id, change, expect)
 
         return self._write(operation)
 
-    def run_for(self, host: str, lease_seconds: float, on_taken: Callable[[], None], on_lost: Callable[[], None]) -> None:
-        """Try to be the server that runs the jobs, on this machine, until the store is closed. Both are called once at most."""
+    def take_part(self, part: Part, lease_seconds: float) -> None:
+        """Try to be the server that sees to the runs of its machine, and then the scheduler, until the store is closed."""
+        self._part = part
+        self._leases = Leases(self._conninfo, self._clock, self._server_id, lease_seconds, part, self.hosts.take)
 
-        def taken(fence: int) -> None:
-            self._fence = fence
-            on_taken()
+    def share_progress(self, hear: Callable[[JobProgress], bool]) -> None:
+        """Hand what other servers say of their running jobs to `hear`, from now on. It returns whether that attempt runs."""
+        self._progress = SharedProgress(self._conninfo, self._own_fence, hear)
 
-        self._lease = Lease(self._conninfo, self._clock, self._server_id, host, lease_seconds, taken, on_lost)
+    def say_progress(self, progress: JobProgress) -> None:
+        """Let the other servers know how far a job of this one has come. Never blocks."""
+        if self._progress is not None:
+            self._progress.say(progress)
+
+    def forget_progress(self, job_id: str) -> None:
+        """Let them forget it, since the job runs no more. Never blocks."""
+        if self._progress is not None:
+            self._progress.forget(job_id)
+
+    def _own_fence(self) -> int | None:
+        leases, part = self._leases, self._part
+        return leases.held.get(part.host) if leases is not None and part is not None else None
+
+    def _wake_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.wake()
+
+    def is_trusted(self) -> bool:
+        """Return whether no other server can have the leases of this one yet."""
+        return self._leases is not None and self._leases.is_trusted()
 
     def stop_trying(self) -> None:
-        """Try no more to be that server. What is held is held until it expires, or `stop_running`."""
-        if self._lease is not None:
-            self._lease.stop()
+        """Try no more to get leases. What is held is held until it expires, or `stop_running`."""
+        if self._leases is not None:
+            self._leases.stop()
 
-    def stop_running(self) -> None:
-        """Give the lease back, for another server to run the jobs."""
-        if self._lease is not None:
-            self._lease.close()
-            self._lease = None
+    def stop_running(self, *, has_runs: bool = True) -> None:
+        """Give the leases back, for other servers. `has_runs`: whether anything runs on this machine."""
+        if self._leases is not None:
+            self._leases.close(has_runs=has_runs)
+
+    def catch_up(self) -> None:
+        """Wait until everything has been passed on that was committed before. Raises StoreUnavailableError."""
+        self._look_up()
 
     def erase(self) -> Future[bool]:
         """Do nothing: what was deleted is overwritten in the files of the database as its autovacuum gives their room away."""
@@ -192,6 +223,8 @@ class PostgresStore(StoreWrites):
         self._closed = True
         self.stop_running()
         self._listening.close()
+        if self._progress is not None:
+            self._progress.close()
         self._operations.close()
         self._writer.stop()
         self._thread.join()
@@ -211,6 +244,12 @@ class PostgresStore(StoreWrites):
         if not self._is_woken and (number is None or number > self.position):
             self._is_woken = True
             self._operations.put(None)
+
+    def _see_leases(self, leases: LeaseTable) -> None:
+        """Take what the writer has read, since something has changed: a lease may be free now."""
+        self.hosts.take(leases)
+        if self._leases is not None:
+            self._leases.wake()
 
     def _write_batches(self) -> None:
         """Run on the writer thread until the store is closed. An error that is no EvalrpcError and no psycopg.Error is a bug:

@@ -10,7 +10,7 @@ that the commit would have left.
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.postgres.connecting import Connection, brief, connect_writer, is_cut, shown, unavailable, unreachable
 from evalrpc.store.postgres.following import Missed, read_missed
 from evalrpc.store.postgres.head import Head, begin_at_head, move_head, read_head
+from evalrpc.store.postgres.lease_rows import LeaseTable, describe, read_leases
 from evalrpc.store.postgres.listening import CHANNEL
 from evalrpc.store.postgres.rows import add_counts, write_rows
 from evalrpc.store.postgres.state import State
@@ -86,8 +87,10 @@ class Writer:
         entitlements: Entitlements,
         cache: JobCache,
         server_id: str,
+        see_leases: Callable[[LeaseTable], None],
     ) -> None:
         self._conninfo = conninfo
+        self._see_leases = see_leases
         self._clock = clock
         self._max_queued = max_queued
         self._entitlements = entitlements
@@ -101,6 +104,7 @@ class Writer:
         head = begin_at_head(connection)
         self.state = State.read(connection, head)
         connection.execute("ROLLBACK")
+        see_leases(self.state.leases)
         self.changes = ChangeLog(head.number)
         """Who follows the changes."""
         self.head_revision = head.revision
@@ -149,6 +153,15 @@ class Writer:
         with suppress(psycopg.Error, EvalrpcError):
             self._connected().execute("DELETE FROM commits WHERE server_id = %s", (self._server_id,))
         self._disconnect()
+
+    def require_leases(self, held: Mapping[str, int], host: str, description: str) -> None:
+        """Check within an operation that these leases, by name with their fences, are held still, and say what the machine has,
+        unless that is known. Raises StoreUnavailableError."""
+        rows = self.state.leases.rows
+        if not held or any(name not in rows or rows[name].fence != fence for name, fence in held.items()):
+            raise unavailable("another server sees to this job now")
+        if rows[host].description != description:
+            describe(self._connected(), host, self._server_id, description)
 
     def _commit(self, batch: Sequence[Write]) -> list[Any]:
         """Return what the operations have returned, or refused. Raises StoreUnavailableError where nothing was committed, or
@@ -258,6 +271,9 @@ class Writer:
     def _read_missed(self, connection: Connection, head: Head) -> None:
         """Take what others have committed. The listeners are still to be notified."""
         state = self.state
+        if head.fence != state.leases.number:
+            state.leases = read_leases(connection)
+            self._see_leases(state.leases)
         if head.number > state.head.number:
             state.read_counts(connection)
             before = state.head
