@@ -149,6 +149,7 @@ def _connect(conninfo: str, options: str) -> Connection:
     options = f"{given.pop('options', '') or ''} {options}".strip()
     more: dict[str, Any] = {
         "application_name": "evalrpc",
+        "client_encoding": "utf8",  # of a database without an encoding of its own, texts are bytes otherwise
         "connect_timeout": _CONNECT_SECONDS,
         "keepalives_idle": 5,
         "keepalives_interval": 2,
