@@ -390,12 +390,12 @@ class PermissionDeniedError(EvalrpcError):
         self,
         message: str,
         *,
-        reason: str = reason,
+        reason: str = "",
         metadata: Mapping[str, str] | None = None,
         retry_delay_seconds: float | None = None,
     ) -> None:
         super().__init__(message, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
-        self.reason = reason
+        self.reason = reason or type(self).reason
 
 
 class FieldsRefusedError(FieldsError, PermissionDeniedError):

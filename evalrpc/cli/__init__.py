@@ -116,6 +116,8 @@ def _printable_messages() -> Iterator[None]:
         suggestion = did_you_mean(error.option_name, error.possibilities or ())
         message = f"No such option {error.option_name!r}{suggestion}"
         raise click.UsageError(printable(message), error.ctx) from error
+    except click.exceptions.NoArgsIsHelpError:  # its message is the help, which has lines
+        raise
     except click.ClickException as error:
         vars(error)["message"] = printable(error.message)
         raise

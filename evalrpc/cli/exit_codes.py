@@ -47,6 +47,18 @@ class ExitCode(IntEnum):
 
 _SETTING: Final = re.compile(r"setting (\w+)(?=:)")
 
+_PARAMETERS: Final = {
+    "served_model.engine": "engine",
+    "served_model.args": "engine_args",
+    "served_model.num_gpus": "engine_gpus",
+    "judge_model.engine": "judge_engine",
+    "judge_model.args": "judge_args",
+    "judge_model.num_gpus": "judge_gpus",
+    "harness_requests": "harness_models",
+    "baseline_suite_run_id": "baseline",
+}
+"""The parameters of commands that set these fields, where they are called otherwise."""
+
 _BY_ERROR: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
     (UnavailableError, ExitCode.UNREACHABLE),
     (TimeoutError, ExitCode.UNREACHABLE),
@@ -135,5 +147,7 @@ def _violation_lines(error: FieldsError) -> list[str]:
 
 def _violation_line(field: str, description: str, flags: dict[str, str]) -> str:
     """Prefix the field's path with the flag that sets it, if the command has one."""
-    name = field.removeprefix("request.").partition("[")[0].partition(".")[0]
-    return f"{flags[name]} ({field}): {description}" if name in flags else f"{field}: {description}"
+    path = field.removeprefix("request.").partition("[")[0]
+    names = (_PARAMETERS.get(".".join(path.split(".")[:2]), ""), _PARAMETERS.get(path, ""), path.partition(".")[0], path + "s")
+    flag = next((flags[name] for name in names if name in flags), "")
+    return f"{flag} ({field}): {description}" if flag else f"{field}: {description}"

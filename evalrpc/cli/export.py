@@ -12,18 +12,21 @@ from google.protobuf import json_format
 
 from evalrpc import extras
 from evalrpc.cli.connection import address_option, connect
-from evalrpc.cli.exit_codes import ExitCode, fail
+from evalrpc.cli.exit_codes import ExitCode, fail, reported
 from evalrpc.cli.output import print_line
 from evalrpc.cli.parameters import duration, filter_options
 from evalrpc.client import EvalClient
 from evalrpc.exporting.follower import Follower
+from evalrpc.exporting.webhook import ReceiverUnavailableError
 from evalrpc.v1.jobs_pb2 import JobFilter
 
 if TYPE_CHECKING:
     from evalrpc.exporting.follower import Target
 
 SECRET_VARIABLE: Final = "EVALRPC_WEBHOOK_SECRET"  # noqa: S105 - its name
-_STATE_NAME: Final = "evalrpc-export.json"
+_STATE_NAME: Final = "_evalrpc-export.json"
+"""Begins with a `_`, so that what reads the folder as one table leaves it out."""
+_EARLIER_STATE_NAME: Final = "evalrpc-export.json"
 
 _Command = Callable[..., Any]
 
@@ -131,6 +134,10 @@ def parquet_command(folder: Path, job_filter: JobFilter, once: bool, address: st
         folder.mkdir(parents=True, exist_ok=True)
         return ParquetTarget(client, folder)
 
+    earlier = folder / _EARLIER_STATE_NAME
+    if earlier.exists():
+        with reported():
+            earlier.replace(folder / _STATE_NAME)
     _run(target, job_filter, folder / _STATE_NAME, "parquet", address, once=once)
 
 
@@ -147,7 +154,10 @@ def _run(
     named_filter = json_format.MessageToJson(job_filter, indent=None, sort_keys=True)
     with connect(address) as client:
         follower = Follower(client, build(client), job_filter, state_path, f"{target_name} {named_filter}", _note)
-        follower.run(once=once)
+        try:
+            follower.run(once=once)
+        except ReceiverUnavailableError as error:
+            fail(ExitCode.UNREACHABLE, error.message)
         print_line(f"exported {follower.exported_count} jobs")
 
 

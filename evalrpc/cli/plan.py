@@ -66,6 +66,8 @@ def plan_command(
     """
     if len(job_ids) > 2:
         raise click.UsageError("give at most two JOBs")
+    if not job_ids and differing_ratio is None:
+        raise click.UsageError("how much samples differ is not known: give a JOB or two, or --differing")
     with connect(address, SLOW_CALL_SECONDS) as client:
         baseline_id, candidate_id = ([resolve(client, text) for text in job_ids] + ["", ""])[:2]
         response = client.plan_comparison(

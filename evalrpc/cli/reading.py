@@ -135,6 +135,8 @@ def download_command(
         else:
             for path in paths:
                 print_line(str(path))
+            if not paths and not errors:
+                print_line(f"evalrpc: job {job_id} has left no files", err=True)
     if errors:
         fail(ExitCode.NOT_PASSED, *(f"{name!r} is missing: {error}" for name, error in errors.items()))
 

@@ -1,6 +1,7 @@
 """`evalrpc submit`: a flag for every field of the request and every option of the submission."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
@@ -25,6 +26,7 @@ from evalrpc.cli.parameters import (
     split_commas,
     watch_option,
 )
+from evalrpc.cli.suggestions import did_you_mean
 from evalrpc.client import EvalClient, SubmitOptions, values
 from evalrpc.client.arguments import parse_value
 from evalrpc.client.core import SuiteOptions
@@ -58,6 +60,7 @@ _SERVED_FLAGS: Final = {
 }
 """What flags set of models that engines serve: the field of the request, and the one in it."""
 _SERVED_ARGS_FLAGS: Final = {"engine_args": "served_model", "judge_args": "judge_model"}
+_UNKNOWN_FIELD: Final = re.compile(r'has no field named "(?P<name>[^"]*)".*Available Fields[^\[]*(?P<known>\[.*\])', re.DOTALL)
 ENGINE_FLAGS: Final = (*_SERVED_FLAGS, *_SERVED_ARGS_FLAGS)
 SUBMISSION_FIELDS: Final = (
     "request_id",
@@ -220,8 +223,20 @@ def read_submission(file: str, parameter: str = "--file") -> SubmitJobRequest:
         return _parse_submission(json.loads(text))
     except OSError as error:
         raise click.UsageError(f"{parameter} {file}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise click.UsageError(f"{parameter} {file}: is no JSON: {error}") from error
     except (ValueError, json_format.ParseError) as error:
-        raise click.UsageError(f"{parameter} {file}: {error}") from error
+        raise click.UsageError(f"{parameter} {file}: {_in_words(str(error))}") from error
+
+
+def _in_words(problem: str) -> str:
+    """Say shortly what protobuf's parser says at length: that there is no such field."""
+    unknown = _UNKNOWN_FIELD.search(problem)
+    if unknown is None:
+        return problem
+    known = re.findall(r"'(\w+)'", unknown["known"])
+    hint = did_you_mean(unknown["name"], known)
+    return f"there is no field {unknown['name']!r}" + (f"; there are: {', '.join(known)}" if hint == "." else hint)
 
 
 def _parse_submission(values: Any) -> SubmitJobRequest:

@@ -149,11 +149,16 @@ _WORDS: Final = (
         "it hung up at once; perhaps it speaks TLS, where https:// is missing, or wants a certificate of the client (tls_cert)",
     ),
     (re.compile(r"Connection refused"), "connection refused; no server listens there"),
-    (re.compile(r"DNS|Name or service not known|name resolution|nodename nor servname"), "there is no host of this name"),
+    (
+        re.compile(
+            r"DNS|Name or service not known|name resolution|nodename nor servname|hostname lookup|Domain name not found"
+        ),
+        "there is no host of this name",
+    ),
     (re.compile(r"No route to host|Network is unreachable"), "the network has no way to this host"),
     (re.compile(r"Timeout occurred|timed out|Deadline Exceeded", re.IGNORECASE), "no answer in time"),
     (
-        re.compile(r"SSL|TLS|handshake|http1|first SETTINGS frame", re.IGNORECASE),
+        re.compile(r"SSL|TLS|handshake|http1|SETTINGS frame", re.IGNORECASE),
         "what listens there does not speak gRPC as asked",
     ),
     (

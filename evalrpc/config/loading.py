@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
@@ -103,8 +104,16 @@ def _read_file(path: Path) -> dict[str, _Given]:
         raise ConfigurationError(f"config file {path}: {error}") from error
     known = {*SETTINGS, *_TABLES}
     if unknown := set(values) - known:
-        raise ConfigurationError(f"config file {path}: unknown setting {min(unknown)}; there are: {', '.join(sorted(known))}")
+        raise ConfigurationError(f"config file {path}: unknown setting {min(unknown)}{_nearest(min(unknown), known)}")
     return {name: _Given(value, path.parent, str(path)) for name, value in values.items()}
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence about a setting that there is not: the nearest ones, or else where all are."""
+    nearest = get_close_matches(name, known)
+    return (
+        f"; did you mean {' or '.join(nearest)}?" if nearest else "; `evalrpc serve --help` and docs/settings.md list them all"
+    )
 
 
 def _read_each(where: str, rule: str, given: _Given, read: Callable[[str, _Given], _T]) -> dict[str, _T]:

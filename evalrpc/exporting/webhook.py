@@ -27,6 +27,10 @@ _MAX_ASKED_SECONDS: Final = 3600.0
 _GONE: Final = 410
 
 
+class ReceiverUnavailableError(UnavailableError):
+    """The receiver of webhooks, not the server of evalrpc, does not take a message."""
+
+
 class WebhookTarget:
     """POSTs jobs, one after the other. `secrets`: each signs, so that a receiver may change from one to the next."""
 
@@ -56,8 +60,8 @@ class WebhookTarget:
         """Do nothing: the receiver knows a message by its id."""
 
     def put(self, job: JobInfo, revision: int) -> bool:
-        """Send a job, and return when it was taken. Raises UnavailableError when that is given up, ConfigurationError if the
-        receiver says that it is gone for good."""
+        """Send a job, and return when it was taken. Raises ReceiverUnavailableError when that is given up, ConfigurationError
+        if the receiver says that it is gone for good."""
         status = JobStatus.Name(job.status).removeprefix("JOB_STATUS_").lower()
         data = {"revision": revision, "job": json_format.MessageToDict(job, preserving_proto_field_name=True)}
         message = {"type": f"job.{status}", "timestamp": job.completed_at.ToJsonString(), "data": data}
@@ -71,7 +75,9 @@ class WebhookTarget:
         begun, pause_seconds = time.monotonic(), _FIRST_PAUSE_SECONDS
         while (problem := self._try(message_id, body)) is not None:
             if self._give_up_seconds is not None and time.monotonic() - begun >= self._give_up_seconds:
-                raise UnavailableError(f"the receiver at {self._url} does not take message {message_id}: {problem.text}")
+                raise ReceiverUnavailableError(
+                    f"the receiver at {self._url} does not take message {message_id}: {problem.text}"
+                )
             wait_seconds = max(random.uniform(0.5, 1.0) * pause_seconds, problem.asked_seconds)  # noqa: S311 - no secret
             self._note(f"message {message_id} is sent again in {wait_seconds:.0f} s: {problem.text}")
             self._pause(wait_seconds)

@@ -62,7 +62,7 @@ def describe_limits(settings: Settings, controllers: Set[str], *, has_gpus: bool
     elif settings.run_as_uids:
         yield Enforcement("processes of runs", f"{processes} enforced by rlimits (all runs of an owner together)", holds=True)
     else:
-        means = "not enforced: that takes cgroups or run_as_uids"
+        means = "enforced by nothing: that takes cgroups or run_as_uids"
         is_limited = any(each.processes for each in limits.values())
         yield Enforcement("processes of runs", f"{processes} {means}", holds=not is_limited)
 

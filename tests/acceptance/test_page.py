@@ -95,14 +95,15 @@ def test_every_view_shows_what_there_is_and_is_usable_by_all(tabs: Tabs) -> None
     api = api_of(tabs)
     good, better = (api.run(model, labels={"run": "a", "step": str(step)}) for step, model in enumerate(("good", "better")))
     for job, values in ((good, (0, 1, 1, 0)), (better, (1, 1, 1, 0))):
-        write_samples(api, job, *({"doc_id": place, "target": "4", "acc": value} for place, value in enumerate(values)))
+        answers = ({"question": "2 + 2?", "target": "4", "acc": value, "right": value == 1} for value in values)
+        write_samples(api, job, *({"doc_id": place, **answer} for place, answer in enumerate(answers)))
     failed = api.run("no_such_model")
     assert (good.status, failed.status) == (COMPLETED, FAILED)
     views = {
         "/": "no_such_model",
         f"/jobs/{good.job_id}": "0.5",
         f"/jobs/{failed.job_id}": "KeyError",
-        f"/jobs/{good.job_id}/samples": "Sample 1",
+        f"/jobs/{good.job_id}/samples": "2 + 2?",
         f"/compare?baseline={good.job_id}&candidate={better.job_id}": "Sample 0: 0 → 1",
         "/history": "acc none",
         f"/submit?copy={good.job_id}": "Submit a copy",

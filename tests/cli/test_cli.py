@@ -416,6 +416,41 @@ def test_download_prints_the_paths(run: Run, service: FakeService, tmp_path: Pat
     assert (tmp_path / "out" / "m" / "a.json").read_bytes() == b"{}"
 
 
+def test_fields_of_served_models_are_named_by_their_flags(run: Run, service: FakeService) -> None:
+    fields = ("served_model.engine", "served_model.args.dtype", "judge_model.num_gpus", "judge_model")
+    violations = [FieldViolation(f"request.{field}", "is bad") for field in fields]
+    service.errors["SubmitJob"] = [errors.InvalidRequestError(violations=violations)]
+
+    result = run("submit", "--tasks", "t", "--engine", "x", "--served-model", "y")
+
+    flags = ("--engine", "--engine-arg", "--judge-gpus", "--judge-model")
+    assert result.stderr.splitlines() == [
+        f"evalrpc: {flag} (request.{field}): is bad" for flag, field in zip(flags, fields, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"modl": "m"}', "there is no field 'modl'; did you mean 'model'?"),
+        ('{"request": {}, "frobnicate": 1}', "there is no field 'frobnicate'; there are: request, requestId, priority"),
+        ("{bad", "is no JSON: Expecting property name"),
+    ],
+)
+def test_a_bad_request_in_a_file_is_explained_shortly(run: Run, service: FakeService, content: str, problem: str) -> None:
+    result = run("submit", "--file", "-", input=content)
+
+    assert result.exit_code == 2
+    assert f"--file -: {problem}" in result.stderr
+
+
+def test_download_says_that_there_are_no_files(run: Run, service: FakeService, tmp_path: Path) -> None:
+    result = run("download", JOB_ID, str(tmp_path / "out"))
+
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"evalrpc: job {JOB_ID} has left no files\n"
+
+
 def test_a_folder_that_can_not_be_written_is_a_wrong_call(run: Run, service: FakeService, tmp_path: Path) -> None:
     service.files = {"a/b": b"x"}
     (tmp_path / "a").write_text("a file where a folder is needed")
@@ -899,7 +934,7 @@ def test_doctor_says_by_what_limits_of_runs_are_enforced(config: Path) -> None:
     assert exit_code == 0
     by_rlimits = "enforced by rlimits (address space of each process)"
     assert findings["memory of runs"]["detail"] == f"at most 7 bytes, {by_rlimits}"
-    nothing = "not enforced: that takes cgroups or run_as_uids"
+    nothing = "enforced by nothing: that takes cgroups or run_as_uids"
     assert findings["processes of runs"]["detail"] == f"not limited (setting max_run_processes); a limit would be {nothing}"
 
     config.write_text(f"{config.read_text()}max_run_processes = 8\n")

@@ -81,6 +81,13 @@ def test_a_wrong_call_exits_with_2(run: Run, arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
 
 
+def test_a_plan_of_nothing_says_what_to_give(run: Run) -> None:
+    result = run("plan", "0.01")
+
+    assert result.exit_code == 2
+    assert "give a JOB or two, or --differing" in result.stderr
+
+
 def compared(**fields: object) -> CompareJobsResponse:
     metric = MetricComparison(task="t", metric="acc", baseline_value=0.5, candidate_value=0.5, **fields)  # type: ignore[arg-type]
     return CompareJobsResponse(candidates=[JobComparison(candidate_job_id=JOB_ID, metrics=[metric])], confidence_level=0.95)

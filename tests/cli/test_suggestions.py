@@ -33,3 +33,12 @@ def test_a_mistyped_word_is_answered_in_one_sentence(run: Run, service: object, 
     assert result.exit_code == 2
     assert f"Error: {sentence}" in result.stderr
     assert result.stderr.count("did you mean") + result.stderr.count("Did you mean") <= 1
+
+
+@pytest.mark.parametrize("command", [[], ["export"], ["token"]])
+def test_what_lacks_a_command_shows_its_help_line_by_line(run: Run, service: object, command: list[str]) -> None:
+    result = run(*command)
+
+    assert result.exit_code == 2
+    assert "\nCommands:\n" in result.stderr
+    assert result.stderr == run(*command, "--help").stdout

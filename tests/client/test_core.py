@@ -164,6 +164,16 @@ def test_damaged_details_count_as_absent() -> None:
         ),
         (
             "UNAVAILABLE",
+            "errors resolving a:1: [field:hostname lookup error:address lookup failed for a:1: Domain name not found]",
+            "there is no host of this name",
+        ),
+        (
+            "UNAVAILABLE",
+            "ipv4:127.0.0.1:1: Failed parsing HTTP/2 (Expected SETTINGS frame as the first frame, got frame type 79)",
+            "what listens there does not speak gRPC as asked",
+        ),
+        (
+            "UNAVAILABLE",
             "ipv4:10.0.0.1:1: Failed to connect to remote host: Timeout occurred: FD Shutdown",
             "no answer in time",
         ),

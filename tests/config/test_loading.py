@@ -534,6 +534,8 @@ def test_weights_and_quotas_are_tables_by_owner_and_a_quota_takes_what_it_lacks_
         ("quotas = { alice = 3 }", "setting quotas.alice: must be a table"),
         ("quotas.alice.max_running = -1", "setting quotas.alice.max_running: must be at least 0"),
         ("quotas.alice.max_running = 1.5", "setting quotas.alice.max_running: must be an integer"),
+        ("lisen = 1", "unknown setting lisen; did you mean listen?"),
+        ("frobnicate = 1", "unknown setting frobnicate; `evalrpc serve --help` and docs/settings.md list them all"),
         ("quotas.alice.max_jobs = 1", "setting quotas.alice.max_jobs: is unknown; there are: max_bytes, max_gpus, max_queued"),
         ('quotas."".max_queued = 1', "an owner must be 1 to 63 of the characters"),
         (f"quotas.{'a' * 64}.max_queued = 1", "an owner must be 1 to 63 of the characters"),

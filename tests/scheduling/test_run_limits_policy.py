@@ -29,7 +29,7 @@ def test_what_a_harness_says_wins_over_the_server_and_0_is_no_limit() -> None:
     [
         ({"memory", "pids"}, True, "", ("enforced by cgroup", "enforced by cgroup"), (True, True)),
         (set(), False, "7-8", (BY_ADDRESS_SPACE, "enforced by rlimits (all runs of an owner together)"), (True, True)),
-        (set(), False, "", (BY_ADDRESS_SPACE, "not enforced: that takes cgroups or run_as_uids"), (True, False)),
+        (set(), False, "", (BY_ADDRESS_SPACE, "enforced by nothing: that takes cgroups or run_as_uids"), (True, False)),
         (
             {"pids"},
             True,

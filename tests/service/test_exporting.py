@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -284,6 +285,8 @@ def test_the_command_exports_to_files_and_webhooks(api: Api, tmp_path: Path, rec
     again = run(api, "parquet", str(tmp_path / "out"), "--once")
     assert again.exit_code == 2
     assert "other filters" in again.output
+    table = pyarrow.dataset.dataset(tmp_path / "out").to_table()  # the folder as a whole
+    assert table.num_rows == 1
     sent = run(
         api, "webhook", receiver.url, "--state", str(tmp_path / "s"), "--once", env={"EVALRPC_WEBHOOK_SECRET": SECRETS[0]}
     )

@@ -2,7 +2,7 @@
 import { html } from "./html.js";
 import { number } from "./text.js";
 
-const ASKED = ["input", "prompt", "arguments", "doc"];
+const ASKED = ["input", "prompt", "question", "arguments", "doc"];
 const ANSWERED = ["filtered_resps", "output", "resps", "answer", "pred"];
 const IMAGE = /^data:image\/(?:png|jpeg|webp|gif|bmp|avif);base64,[A-Za-z0-9+/=]+$/;
 const MAX_IMAGES = 8;
@@ -26,7 +26,7 @@ export function Sample({ sample, heading }) {
   const images = imagesIn(sample).slice(0, MAX_IMAGES);
   return html`<article class="sample">
     ${heading && html`<h3>${heading}</h3>`}
-    <p class="scores">${Object.entries(scoresOf(sample)).map(([name, value]) => html`<span>${name} <b>${number(value) || String(value)}</b></span>`)}</p>
+    <p class="scores">${Object.entries(scoresOf(sample)).map(([name, value]) => html`<span>${name} <b>${typeof value === "object" ? JSON.stringify(value) : number(value)}</b></span>`)}</p>
     ${images.map((source, place) => html`<img src=${source} alt=${`Image ${place + 1} of sample ${idOf(sample)}`} />`)}
     <${Part} name="asked" value=${first(sample, ASKED)} />
     <${Part} name="expected" value=${sample.target} />

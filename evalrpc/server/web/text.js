@@ -33,7 +33,7 @@ export function between(start, end) {
 
 export function number(value) {
   if (value === undefined || value === null || value === "") return "";
-  return typeof value === "string" ? value : Number(value.toPrecision(4)).toString();
+  return typeof value === "number" ? Number(value.toPrecision(4)).toString() : String(value);
 }
 
 export function bytes(count) {

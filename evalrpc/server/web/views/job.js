@@ -126,7 +126,7 @@ function Files({ job }) {
       ${files.map((file) => html`<tr>
         <td><a href=${artifactUrl(job.jobId, file.name)} download>${file.name}</a></td><td>${bytes(file.sizeBytes || 0)}</td><td>${time(file.modifiedAt)}</td>
       </tr>`)}
-    <//>` : html`<p class="muted">None yet.</p>`}
+    <//>` : html`<p class="muted">${isLive(job) ? "None yet." : "None."}</p>`}
     ${page && page.nextPageToken && html`<button type="button" onClick=${() => setToken(page.nextPageToken)}>More</button>`}
   </section>`;
 }

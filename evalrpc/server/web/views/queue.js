@@ -51,7 +51,7 @@ export function QueueView({ query }) {
           ${STATUSES.map((name) => html`<option value=${name} selected=${name === status}>${name.toLowerCase()}</option>`)}
         </select>
       </label>
-      <label>Labels <input name="labels" value=${labels} placeholder="team=blue,step>100" spellcheck=${false} /></label>
+      <label>Labels <input name="labels" value=${labels} placeholder="team=blue,step!=100" spellcheck=${false} /></label>
       <button>Filter</button>
       ${chosen.length === 2 && html`<a class="button" href=${`/compare?baseline=${chosen[0]}&candidate=${chosen[1]}`}>Compare the two chosen</a>`}
     </form>

@@ -11,7 +11,7 @@ const FIELDS = [
   ["model", "Model type", "as the harness calls it, such as hf or llava_hf"],
   ["tasks", "Tasks", "with commas between them"],
   ["modelArgs", "Model arguments", "NAME=VALUE with commas between them, or JSON"],
-  ["genKwargs", "Generation arguments", "alike"],
+  ["genKwargs", "Generation arguments", "likewise"],
   ["numGpus", "GPUs", "empty: the server's default"],
   ["limit", "Limit", "documents of each task, or a fraction; empty: all"],
   ["numFewshot", "Examples", "shown before each question; empty: the task's own"],
