@@ -10,7 +10,6 @@ found.
 """
 
 import errno
-import heapq
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -280,28 +279,43 @@ def _in_order(root: int, prefix: str, after: str, max_names: int, check: Callabl
     names, last = [""] * max_names, ""
     while len(names) == max_names:
         with _readable_folder_below(root, prefix) as entries:
-            found = (
-                name
-                for name in _later_names(entries, after_here, check)
-                if name > last and len(name.encode()) - name.endswith("/") <= max_bytes
-            )
-            names = heapq.nsmallest(max_names, found)
+            names = _first_names(entries, after_here, last, max_names, max_bytes, check)
         for name in names:
             yield prefix + name
             last = name
 
 
-def _later_names(entries: Iterable["os.DirEntry[str]"], after: str, check: Callable[[], None]) -> Iterator[str]:
+def _first_names(
+    entries: Iterable["os.DirEntry[str]"], after: str, last: str, max_names: int, max_bytes: int, check: Callable[[], None]
+) -> list[str]:
+    """Return the first names after `last` in their order. What can't be among them is passed over by its name alone."""
+    first: list[str] = []
+    bound = ""  # the last of so many names as are wanted; empty while there are fewer
     for number, entry in enumerate(entries):
         if not number % _CHECKED_ENTRIES:
             check()
         name = wire_name(entry.name)
-        as_folder = f"{name}/"
-        if as_folder > after or after.startswith(as_folder):
-            if entry.is_dir(follow_symlinks=False):
-                yield as_folder
-            elif name > after and entry.is_file(follow_symlinks=False):
-                yield name
+        if (bound and name > bound) or (name <= last and not last.startswith(name)):
+            continue
+        found = _later_name(entry, name, after)
+        if found > last and len(name.encode()) <= max_bytes:
+            first.append(found)
+        if len(first) == 2 * max_names:
+            first.sort()
+            del first[max_names:]
+            bound = first[-1]
+    return sorted(first)[:max_names]
+
+
+def _later_name(entry: "os.DirEntry[str]", name: str, after: str) -> str:
+    """Return the name of a file after `after`, or, with `/`, of a folder that may have one; empty for anything else."""
+    as_folder = f"{name}/"
+    if as_folder > after or after.startswith(as_folder):
+        if entry.is_dir(follow_symlinks=False):
+            return as_folder
+        if name > after and entry.is_file(follow_symlinks=False):
+            return name
+    return ""
 
 
 @contextmanager

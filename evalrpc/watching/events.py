@@ -3,8 +3,8 @@
 A form that not everyone needs is made for the first watcher that gets it, and kept for the others. Used on the event loop only.
 """
 
-from collections.abc import Mapping
 from functools import cached_property
+from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -15,6 +15,9 @@ from evalrpc.jobs.served_models import model_of
 from evalrpc.jobs.views import reduce_to_view
 from evalrpc.store.base import Change, JournalEvent
 from evalrpc.v1 import jobs_pb2 as pb
+
+_SMALL_BYTES: Final = 1024
+"""Up to this size of an event its job is kept as it is: what filters look at would take about as much."""
 
 
 class SharedEvent:
@@ -56,9 +59,10 @@ class CommittedEvent(SharedEvent):
 
     @classmethod
     def from_change(cls, committed: JournalEvent, change: Change) -> "CommittedEvent":
-        """Return the event of a change that was just committed."""
-        job = _filterable(change.job, change.job.labels) if change.deleted else change.job
-        return cls(committed, job, deleted=change.deleted)
+        """Return the event of a change that was just committed. Of a large job it keeps only what filters look at: as a message
+        the job takes ten times as much as the serialised event."""
+        is_small = len(committed.event) <= _SMALL_BYTES and not change.deleted
+        return cls(committed, change.job if is_small else _filterable(change.job), deleted=change.deleted)
 
     @classmethod
     def from_journal(cls, committed: JournalEvent) -> "CommittedEvent":
@@ -110,15 +114,15 @@ class CommittedEvent(SharedEvent):
         return pb.JobEvent.FromString(self.full).time
 
 
-def _filterable(job: pb.JobInfo, labels: Mapping[str, str]) -> pb.JobInfo:
-    """Return what filters look at of a job, with these labels."""
+def _filterable(job: pb.JobInfo) -> pb.JobInfo:
+    """Return what filters look at of a job."""
     request = pb.EvaluateRequest(harness=job.request.harness, model=model_of(job.request), tasks=job.request.tasks)
     return pb.JobInfo(
         job_id=job.job_id,
         status=job.status,
         created_at=job.created_at,
         request=request,
-        labels=labels,
+        labels=job.labels,
         owner=job.owner,
         suite_run_id=job.suite_run_id,
     )

@@ -292,13 +292,13 @@ class Feed:
     def _deliver(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.event is not None:
-                self._deliver_event(CommittedEvent.from_change(change.event, change))
+                self._deliver_event(CommittedEvent.from_change(change.event, change), change.job)
             elif change.job.status == pb.JOB_STATUS_RUNNING:
                 self._deliver_progress(self._queue_state.described(change.job))
         self._blank_recent({change.job.job_id for change in changes if change.deleted})
         self._all_waiters.wake()
 
-    def _deliver_event(self, event: CommittedEvent) -> None:
+    def _deliver_event(self, event: CommittedEvent, job: pb.JobInfo) -> None:
         self._head = event.revision
         self._remember(event)
         progress = self._progress.pop(event.job.job_id, None)
@@ -311,7 +311,7 @@ class Feed:
             topic.progress = None
             topic.waiters.wake()
         if progress is not None and not event.status_changed:
-            self._deliver_progress(self._queue_state.described(event.job))  # the attempt goes on, which the event does not say
+            self._deliver_progress(self._queue_state.described(job))  # the attempt goes on, which the event does not say
 
     def _blank_recent(self, job_ids: Set[str]) -> None:
         """Keep nothing of deleted jobs in memory, just as the journal does not."""
