@@ -13,6 +13,10 @@ from evalrpc.errors import ConfigurationError
 
 AUTH_RULE: Final = one_of("off", "required")
 
+_HEADER_RULE: Final = Rule(
+    "be the name of a header of its own: letters, digits and -, and neither `Authorization` nor `Cookie`",
+    lambda name: bool(re.fullmatch("[A-Za-z0-9-]+", name)) and name.lower() not in ("authorization", "cookie"),
+)
 _ORIGIN: Final = re.compile(r"https?://[^/?#@\s]+")
 
 
@@ -51,6 +55,15 @@ class HttpListenSettings(ListenSettings):
 
     lmms_eval_paths: bool | None = setting(
         None, BOOLEAN, "Replaces the setting `lmms_eval_paths` here.", default_text="the setting"
+    )
+    proxy_token_header: str | None = setting(
+        None,
+        STRING,
+        "The header in which a proxy that signs browsers in passes on the token of each, a JWT of the identity provider of "
+        "`[oidc]`, such as `X-Forwarded-Access-Token`. It is verified as a token that a client sends itself is. Only the proxy "
+        "should reach this address.",
+        rule=_HEADER_RULE,
+        default_text="none",
     )
     owner: str | None = setting(
         None,

@@ -31,6 +31,8 @@ class Listener(NamedTuple):
     """The setting that names the address."""
     lmms_eval_paths: bool = False
     """Whether it has the paths of lmms-eval's own server."""
+    proxy_token_header: str = ""
+    """The header, in lower case, in which a proxy passes on the tokens of browsers. Empty: none does."""
     owner: str = ""
     """Whom the jobs of those belong to who have not signed in."""
 
@@ -71,8 +73,15 @@ def _http_listener(given: HttpListenSettings, listener: Listener, settings: Sett
         raise ConfigurationError(
             f"setting http_listen.{key}: is for addresses where nobody has to sign in, and {listener.address} requires it"
         )
+    if given.proxy_token_header and not (listener.requires_sign_in and settings.oidc):
+        needed = "`[oidc]`, whose tokens it has" if listener.requires_sign_in else 'sign-in at its address: auth = "required"'
+        raise ConfigurationError(f"setting http_listen.proxy_token_header: needs {needed}")
     has_paths = settings.lmms_eval_paths if given.lmms_eval_paths is None else given.lmms_eval_paths
-    return listener._replace(lmms_eval_paths=has_paths and not listener.requires_sign_in, owner=given.owner or "")
+    return listener._replace(
+        lmms_eval_paths=has_paths and not listener.requires_sign_in,
+        owner=given.owner or "",
+        proxy_token_header=(given.proxy_token_header or "").lower(),
+    )
 
 
 def _listeners(listen: Sequence[ListenSettings], settings: Settings) -> tuple[Listener, ...]:

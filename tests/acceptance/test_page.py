@@ -1,5 +1,6 @@
 """The page, in a real browser, on a real server."""
 
+import base64
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ pytestmark = needs_browser
 
 Serve = Callable[..., ServerHere]
 HTTP = {"http_listen": "127.0.0.1:0"}
+PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+SVG = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'><script>document.title=3</script></svg>"
 EVIL = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
 
 
@@ -54,8 +57,10 @@ def browser() -> Iterator["Browser"]:
 
 
 @pytest.fixture
-def tabs(browser: "Browser", start: Serve) -> Iterator[Tabs]:
-    """Tabs at a server with the jobs that `jobs` made."""
+def tabs(browser: "Browser", start: Serve, site: Site) -> Iterator[Tabs]:
+    """Tabs at a server with a suite."""
+    with site.config.open("a") as config:
+        config.write("[[suites.release.entries]]\nharness = 'toy'\ntasks = ['t']\nthreshold = 0.4\n")
     server = start()
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     tabs = Tabs(context, url_of(server))
@@ -99,12 +104,16 @@ def test_every_view_shows_what_there_is_and_is_usable_by_all(tabs: Tabs) -> None
         write_samples(api, job, *({"doc_id": place, **answer} for place, answer in enumerate(answers)))
     failed = api.run("no_such_model")
     assert (good.status, failed.status) == (COMPLETED, FAILED)
+    run = api.SubmitSuite(suite="release", request=pb.EvaluateRequest(model="good", num_gpus=0), labels={"run": "b"})
+    eventually(lambda: api.GetSuiteRun(suite_run_id=run.suite_run_id).status == COMPLETED)
     views = {
         "/": "no_such_model",
         f"/jobs/{good.job_id}": "0.5",
         f"/jobs/{failed.job_id}": "KeyError",
         f"/jobs/{good.job_id}/samples": "2 + 2?",
         f"/compare?baseline={good.job_id}&candidate={better.job_id}": "Sample 0: 0 → 1",
+        "/suites": "1 of 1",
+        f"/suites/{run.suite_run_id}": "INCONCLUSIVE",
         "/history": "acc none",
         f"/submit?copy={good.job_id}": "Submit a copy",
         "/signin": "Token",
@@ -184,6 +193,50 @@ def test_the_form_says_what_is_wrong_while_one_types_and_then_submits(tabs: Tabs
     assert (job.request.model, dict(job.labels)) == ("good", {"run": "x", "step": "5"})
 
 
+def test_samples_are_found_among_all_and_their_images_shown(tabs: Tabs) -> None:
+    api = api_of(tabs)
+    job = api.run("good")
+    rows = [{"doc_id": number, "acc": number % 2, "resps": [[f"answer {number}"]]} for number in range(200)]
+    rows[150] |= {"input_media": ["toy/a.png", PIXEL, SVG, "/etc/passwd"]}
+    folder = write_samples(api, job, *rows)
+    (folder / "a.png").write_bytes(base64.b64decode(PIXEL.partition(",")[2]))
+    page = tabs.open(f"/jobs/{job.job_id}/samples")
+    page.get_by_text("50 on this page").wait_for()
+    page.get_by_label("Text").fill("Answer 15")
+    page.get_by_label("Score").select_option("acc")
+    page.get_by_label("to", exact=True).fill("0")
+    page.get_by_role("button", name="Find").click()
+    page.get_by_text("5 found").wait_for()
+    assert "metric=acc" in page.url
+    sample = page.locator("article", has_text="Sample 150")
+    sample.get_by_role("img").nth(1).wait_for()
+    assert sample.get_by_role("img").evaluate_all("images => images.map(image => image.naturalWidth)") == [1, 1]
+    sample.get_by_text("outside of the job's folder").wait_for()
+    with page.expect_download() as download:
+        sample.get_by_role("link", name="input_media[2]").click()
+    assert b"<script>" in Path(download.value.path()).read_bytes()
+    assert page.title() == "Samples · evalrpc"
+    page.get_by_role("link", name="All", exact=True).click()
+    page.get_by_text("50 on this page").wait_for()
+    assert not tabs.problems
+
+
+def test_suite_runs_are_listed_and_change_as_their_jobs_do(tabs: Tabs, site: Site) -> None:
+    api = api_of(tabs)
+    run = api.SubmitSuite(suite="release", request=pb.EvaluateRequest(model="slow", num_gpus=0), labels={"run": EVIL[:60]})
+    page = tabs.open("/suites?suite=release")
+    row = page.locator("tr", has=page.locator(f'a[href="/suites/{run.suite_run_id}"]'))
+    row.get_by_text("0 of 1").wait_for()
+    site.release(run.jobs[0].job_id)
+    row.get_by_text("1 of 1").wait_for()
+    row.get_by_text("completed").wait_for()
+    row.get_by_role("link").click()
+    page.get_by_role("region", name="Findings").get_by_text("acc").wait_for()
+    page.get_by_role("region", name="Jobs").get_by_role("link").click()
+    page.get_by_role("link", name=run.suite_run_id[:8]).wait_for()
+    assert not tabs.problems
+
+
 def test_nothing_of_a_hostile_job_runs(tabs: Tabs, site: Site) -> None:
     job = api_of(tabs).SubmitJob(
         pb.SubmitJobRequest(
@@ -191,7 +244,14 @@ def test_nothing_of_a_hostile_job_runs(tabs: Tabs, site: Site) -> None:
         )
     )
     api_of(tabs).wait_for(job.job_id, COMPLETED)
-    sample = {"doc_id": EVIL, "target": EVIL, "resps": [[EVIL]], "input": [{"role": EVIL, "content": EVIL}], "acc": 0}
+    sample = {
+        "image": [SVG, EVIL],
+        "doc_id": EVIL,
+        "target": EVIL,
+        "resps": [[EVIL]],
+        "input": [{"role": EVIL, "content": EVIL}],
+        "acc": 0,
+    }
     folder = write_samples(api_of(tabs), job, sample)
     (folder / f"{EVIL.replace('/', '')[:80]}.html").write_text(EVIL)
     page = tabs.open(f"/jobs/{job.job_id}")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from evalrpc.config import ListenSettings, Settings, load_settings
 from evalrpc.config.addresses import PortAddress, SocketAddress, parse_listen_address
+from evalrpc.config.listen import HttpListenSettings
 from evalrpc.config.listeners import Listener, TlsFiles, http_listeners_of, listeners_of
 from evalrpc.errors import ConfigurationError
 
@@ -238,3 +239,16 @@ def test_operators_are_told_who_is_anonymous() -> None:
     assert local.risk == f"127.0.0.1:1 asks nobody to sign in: any local user and any proxy on this host {anonymous}"
     assert public.risk == f"0.0.0.0:1 asks nobody to sign in: whoever reaches it {anonymous}"
     assert signed_in.risk == ""
+
+
+@pytest.mark.parametrize("name", ["Authorization", "cookie", "X Token", "", "X-Tökén"])
+def test_a_proxy_passes_tokens_on_in_a_header_of_its_own(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"setting http_listen\.proxy_token_header"):
+        HttpListenSettings("127.0.0.1:1", proxy_token_header=name)
+
+
+@pytest.mark.parametrize(("auth", "problem"), [(None, "needs sign-in"), ("required", r"needs `\[oidc\]`")])
+def test_such_a_header_takes_an_identity_provider_and_sign_in(auth: str | None, problem: str) -> None:
+    table = HttpListenSettings("127.0.0.1:1", auth=auth, proxy_token_header="X-Token")
+    with pytest.raises(ConfigurationError, match=problem):
+        http_listeners_of(Settings(http_listen=(table,)))

@@ -9,6 +9,7 @@ from importlib.resources import files
 import pytest
 from callers import add_token, revoke_token
 from http_calls import HttpApi, http_of, path_of
+from identity_provider import AUDIENCE, IdentityProvider
 from serving import NOWHERE, ServerHere, Site
 from waiting import eventually
 
@@ -109,3 +110,26 @@ def test_a_page_of_another_server_can_not_sign_a_browser_in(http: HttpApi, site:
     assert http.request("POST", "/v1/session", body, {"content-type": "text/plain"}).status == 400
     headers = {"content-type": "application/json", "origin": "https://evil.example"}
     assert http.request("POST", "/v1/session", body, headers).status == 403
+
+
+def test_a_proxy_signs_browsers_in_and_only_the_servers_own_page_may_change_anything(serve: Serve, site: Site) -> None:
+    with IdentityProvider() as provider:
+        with site.config.open("a") as config:
+            config.write(
+                f'[oidc]\nissuer = "{provider.issuer}"\naudience = "{AUDIENCE}"\nrole = "submitter"\n'
+                '[[http_listen]]\naddress = "127.0.0.1:0"\nauth = "required"\nproxy_token_header = "X-Auth-Jwt"\n'
+            )
+        http = http_of(serve())
+        good, bad = {"x-auth-jwt": provider.token()}, {"x-auth-jwt": provider.token(aud="other")}
+        assert http.call("GetCaller").status == 401
+        assert http.get(path_of("GetCaller"), **bad).status == 401
+        assert http.get(path_of("GetCaller"), **good).json["owner"] == "alice"
+        assert http.get("/", **good).status == 200
+        assert http.call("ListJobs", **good).status == 403, "no page says that it is from here"
+        assert http.call("ListJobs", origin="https://evil.example", **good).status == 403
+        assert http.call("ListJobs", origin=http.url, **good).status == 200
+        program = {"authorization": f"Bearer {provider.token()}"}
+        assert http.call("ListJobs", **program, **good).status == 200
+        assert http.call("ListJobs", authorization="Bearer x", origin=http.url, **good).status == 401
+        cookie = {"cookie": f"{SESSION_COOKIE}=no-longer-valid"}
+        assert http.call("ListJobs", origin=http.url, **cookie, **good).status == 200

@@ -95,7 +95,7 @@ class HttpServer:
             finders.append(self._page.find_for_browsers if listener.lmms_eval_paths else self._page.find)
         if listener.lmms_eval_paths:
             finders.append(self._lmms_eval_paths(methods).find)
-        return HttpApplication(gate, most, endpoints, *finders)
+        return HttpApplication(gate, most, endpoints, *finders, proxy_token_header=listener.proxy_token_header)
 
     def _lmms_eval_paths(self, methods: Mapping[str, HttpMethod]) -> LmmsEvalEndpoints:
         harnesses = self._settings.harnesses

@@ -2,6 +2,8 @@
 
 const SERVICE = "/evalrpc.v1.EvaluationService/";
 const SESSION = "/v1/session";
+const HEAD_BYTES = 5; // before each message of a stream: flags, and its length
+const END_FLAG = 2;
 
 // What the server answered where it did not do what was asked. `fields` names what is wrong with a request.
 export class CallError extends Error {
@@ -16,6 +18,41 @@ export class CallError extends Error {
 export async function call(method, message = {}, signal = undefined) {
   const answer = await send(SERVICE + method, "POST", message, signal);
   return answer.json();
+}
+
+// Make a call that answers with a stream, and yield its messages. Throws CallError. `signal` ends it.
+export async function* messages(method, message, signal) {
+  const text = new TextEncoder().encode(JSON.stringify(message));
+  const body = new Uint8Array(HEAD_BYTES + text.length);
+  new DataView(body.buffer).setUint32(1, text.length);
+  body.set(text, HEAD_BYTES);
+  const headers = { "Content-Type": "application/connect+json" };
+  const answer = await checked(await fetch(SERVICE + method, { method: "POST", headers, body, signal }));
+  const reader = answer.body.getReader();
+  let rest = new Uint8Array(0);
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) throw new CallError("unavailable", "the connection has broken off", []);
+    rest = joined(rest, value);
+    while (rest.length >= HEAD_BYTES) {
+      const end = HEAD_BYTES + new DataView(rest.buffer, rest.byteOffset).getUint32(1);
+      if (rest.length < end) break;
+      const content = JSON.parse(new TextDecoder().decode(rest.subarray(HEAD_BYTES, end)));
+      if (rest[0] & END_FLAG) {
+        if (content.error) throw errorOf(content.error);
+        return;
+      }
+      yield content;
+      rest = rest.slice(end);
+    }
+  }
+}
+
+function joined(first, second) {
+  const both = new Uint8Array(first.length + second.length);
+  both.set(first);
+  both.set(second, first.length);
+  return both;
 }
 
 // Exchange a token for a session of this browser. Throws CallError.
@@ -63,7 +100,11 @@ async function checked(answer) {
   } catch {
     // no error of the server itself, but of something on the way
   }
+  throw errorOf(error, answer);
+}
+
+function errorOf(error, { status = "", statusText = "" } = {}) {
   const details = (error.details || []).map((detail) => detail.debug || {});
   const fields = details.flatMap((debug) => debug.fieldViolations || []);
-  throw new CallError(error.code || String(answer.status), error.message || answer.statusText, fields);
+  return new CallError(error.code || String(status), error.message || statusText, fields);
 }

@@ -7,6 +7,7 @@ import { JobView } from "./views/job.js";
 import { SamplesView } from "./views/samples.js";
 import { CompareView } from "./views/compare.js";
 import { HistoryView } from "./views/history.js";
+import { SuiteView, SuitesView } from "./views/suites.js";
 import { SubmitView } from "./views/submit.js";
 import { SignInView } from "./views/signin.js";
 
@@ -16,11 +17,13 @@ const ROUTES = [
   [new RegExp(`^/jobs/${ID}$`), JobView, "Job"],
   [new RegExp(`^/jobs/${ID}/samples$`), SamplesView, "Samples"],
   [/^\/compare$/, CompareView, "Compare"],
+  [/^\/suites$/, SuitesView, "Suites"],
+  [new RegExp(`^/suites/${ID}$`), SuiteView, "Suite run"],
   [/^\/history$/, HistoryView, "History"],
   [/^\/submit$/, SubmitView, "Submit"],
   [/^\/signin$/, SignInView, "Sign in"],
 ];
-const LINKS = [["/", "Jobs"], ["/history", "History"], ["/compare", "Compare"], ["/submit", "Submit"]];
+const LINKS = [["/", "Jobs"], ["/suites", "Suites"], ["/history", "History"], ["/compare", "Compare"], ["/submit", "Submit"]];
 
 // Show another view of this page.
 export function go(url, isReplaced = false) {

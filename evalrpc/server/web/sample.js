@@ -1,5 +1,6 @@
 // One sample, whichever harness has written it: what was asked, what was answered, and what that scored.
 import { html } from "./html.js";
+import { Media } from "./media.js";
 import { number } from "./text.js";
 
 const ASKED = ["input", "prompt", "question", "arguments", "doc"];
@@ -22,12 +23,15 @@ export function scoresOf(sample) {
   return scores;
 }
 
-export function Sample({ sample, heading }) {
-  const images = imagesIn(sample).slice(0, MAX_IMAGES);
+// `place` is where the sample is from: what it is about is then loaded from there. Without one, images within it are shown; null:
+// they are shown elsewhere.
+export function Sample({ sample, heading, place }) {
+  const images = place === undefined ? imagesIn(sample).slice(0, MAX_IMAGES) : [];
   return html`<article class="sample">
     ${heading && html`<h3>${heading}</h3>`}
     <p class="scores">${Object.entries(scoresOf(sample)).map(([name, value]) => html`<span>${name} <b>${typeof value === "object" ? JSON.stringify(value) : number(value)}</b></span>`)}</p>
     ${images.map((source, place) => html`<img src=${source} alt=${`Image ${place + 1} of sample ${idOf(sample)}`} />`)}
+    ${place && html`<${Media} ...${place} sampleId=${idOf(sample)} />`}
     <${Part} name="asked" value=${first(sample, ASKED)} />
     <${Part} name="expected" value=${sample.target} />
     <${Part} name="answered" value=${first(sample, ANSWERED)} />

@@ -27,8 +27,16 @@ _log = logging.getLogger(__name__)
 class HttpApplication:
     """The paths at one address. The most frequent ones are in `endpoints`, by path; others are asked in order of `finders`."""
 
-    def __init__(self, gate: Gate, max_body_bytes: int, endpoints: Mapping[str, Endpoint], *finders: Find) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        max_body_bytes: int,
+        endpoints: Mapping[str, Endpoint],
+        *finders: Find,
+        proxy_token_header: str = "",
+    ) -> None:
         self._gate = gate
+        self._proxy_token_header = proxy_token_header
         self._max_body_bytes = max_body_bytes
         self._endpoints = endpoints
         self._finders = finders
@@ -37,7 +45,7 @@ class HttpApplication:
         """Answer a request, as ASGI wants it."""
         if scope["type"] != "http":
             return
-        request = HttpRequest(scope, receive, send, self._max_body_bytes)
+        request = HttpRequest(scope, receive, send, self._max_body_bytes, self._proxy_token_header)
         connection = scope[SCOPE_KEY]
         connection.begin_call()
         try:

@@ -20,6 +20,7 @@ from evalrpc.server.transports.http.request import Headers, HttpRequest
 
 _FORWARDED: Final = "x-forwarded-"
 _PROXIES: Final = frozenset({"forwarded", "x-real-ip"})
+_READING: Final = ("GET", "HEAD", "OPTIONS")
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _PREFLIGHT_SECONDS: Final = 7200
 
@@ -46,6 +47,10 @@ class Gate:
         if not self._requires_sign_in:
             _check_not_forwarded(request)
         origin = headers.get("origin", "").lower()
+        if request.proxy_token and request.method not in _READING and not self._is_own(origin, headers.get("host", "").lower()):
+            raise PermissionDeniedError(
+                "a browser that a proxy signs in may only call from the server's own page; a program sends `Authorization`"
+            )
         if origin in self._origins:
             request.answer_headers.extend(_allowing(origin))
         elif origin and not self._is_own(origin, headers.get("host", "").lower()):

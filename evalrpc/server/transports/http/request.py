@@ -46,7 +46,9 @@ class HttpRequest:
         receive: Callable[[], Awaitable[_Message]],
         send: Callable[[_Message], Awaitable[None]],
         max_body_bytes: int,
+        proxy_token_header: str = "",
     ) -> None:
+        """`proxy_token_header`: the header in which a proxy passes on the token of a browser; empty if none does."""
         self.method: Final[str] = scope["method"]
         self.path: Final[str] = scope["path"]
         """Without the query, and with `%2F` and the like as the characters that they mean."""
@@ -61,6 +63,7 @@ class HttpRequest:
         self._receive = receive
         self._send = send
         self._max_body_bytes = max_body_bytes
+        self._proxy_token_header = proxy_token_header
         self._has_more_body = True
 
     @cached_property
@@ -70,6 +73,14 @@ class HttpRequest:
         for name, value in self.invocation_metadata():
             found[name] = f"{found[name]},{value}" if name in found else value
         return found
+
+    @cached_property
+    def proxy_token(self) -> str:
+        """The token that a proxy has added for a browser; empty if there is none, or the client has sent one itself."""
+        wanted = self._proxy_token_header.encode()
+        found = [value for name, value in self._headers if name == wanted] if wanted else []
+        is_own = any(name == b"authorization" for name, _ in self._headers)
+        return found[0].decode("latin-1") if len(found) == 1 and not is_own else ""
 
     @cached_property
     def parameters(self) -> Sequence[tuple[str, str]]:
@@ -84,9 +95,10 @@ class HttpRequest:
     # What the caller presents.
 
     def invocation_metadata(self) -> list[tuple[str, Any]]:
-        """Return the headers, with names in small letters; and the token of a browser's session as a client would send it."""
+        """Return the headers, with names in small letters; and the token of a browser, which its session or a proxy has, as a
+        client would send it."""
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
-        token = _session_token(headers)
+        token = self.proxy_token or _session_token(headers)
         return [*headers, ("authorization", f"Bearer {token}")] if token else headers
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:

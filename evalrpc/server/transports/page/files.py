@@ -15,7 +15,7 @@ from evalrpc.server.transports.http.request import HttpRequest
 
 FOLDER: Final = "/web/"
 INDEX: Final = "index.html"
-VIEWS: Final = ("/", "/jobs", "/jobs/", "/compare", "/history", "/submit", "/signin")
+VIEWS: Final = ("/", "/jobs", "/jobs/", "/compare", "/suites", "/suites/", "/history", "/submit", "/signin")
 """The paths of views; one that ends with `/` stands for all below it."""
 
 POLICY: Final = (

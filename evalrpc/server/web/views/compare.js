@@ -2,6 +2,7 @@
 import { html, useState } from "../html.js";
 import { call } from "../api.js";
 import { go } from "../app.js";
+import { Media } from "../media.js";
 import { Failure, Table, useLoaded } from "../parts.js";
 import { Sample } from "../sample.js";
 import { modelOf, number, shortId } from "../text.js";
@@ -66,7 +67,8 @@ function Flips({ baseline, candidate, metrics }) {
     ${page && html`<p role="status">${page.worseCount || 0} worse, ${page.betterCount || 0} better, of ${page.pairedSampleCount || 0} pairs</p>`}
     ${((page && page.flips) || []).map((flip) => html`<section class="flip" key=${flip.docId}>
       <h3>Sample ${flip.docId}: ${number(flip.baselineValue)} → ${number(flip.candidateValue)}</h3>
-      <div class="pair"><${Sample} sample=${flip.baselineSample || {}} heading="Baseline" /><${Sample} sample=${flip.candidateSample || {}} heading="Candidate" /></div>
+      <${Media} jobId=${candidate} model="" task=${task} sampleId=${flip.docId} />
+      <div class="pair"><${Sample} sample=${flip.baselineSample || {}} heading="Baseline" place=${null} /><${Sample} sample=${flip.candidateSample || {}} heading="Candidate" place=${null} /></div>
     </section>`)}
     ${page && page.nextPageToken && html`<button type="button" onClick=${() => setToken(page.nextPageToken)}>Next</button>`}
   </section>`;

@@ -35,6 +35,7 @@ export function JobView({ parts: [jobId], caller }) {
       ["id", jobId], ["model", modelOf(request)], ["harness", request.harness], ["tasks", (request.tasks || []).join(", ")],
       ["owner", ownerOf(job)], ["labels", labelsOf(job).join(", ")], ["priority", job.priority || ""],
       ["created", time(job.createdAt)], ["waited", between(job.createdAt, job.startedAt)], ["ran", between(job.startedAt, job.completedAt)],
+      ["suite run", job.suiteRunId && html`<a href=${`/suites/${job.suiteRunId}`}>${shortId(job.suiteRunId)}</a>`],
       ["shares the run of", job.cachedFrom && html`<a href=${`/jobs/${job.cachedFrom}`}>job ${shortId(job.cachedFrom)}</a>`],
     ]} />
     <${Results} job=${job} />
