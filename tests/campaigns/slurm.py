@@ -42,11 +42,11 @@ max_gpus = 6
 max_submitted = 8
 command_seconds = 3
 poll_seconds = 1
-start_seconds = 20
+start_seconds = 10
 """
 
 PARTS = ("slurmctld", "slurmd", "slurmstepd", "server")
-FAULTS = tuple(f"{part} {how}" for part in PARTS for how in ("killed", "stopped"))
+FAULTS = tuple(f"{part} {how}" for how in ("killed", "stopped") for part in PARTS)
 
 _LEAST_OUTAGE_SECONDS = 0.1
 

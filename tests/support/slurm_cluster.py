@@ -170,10 +170,11 @@ class SlurmCluster:
         self._run("scancel", f"--user={os.geteuid()}", is_checked=False)
 
     def stop(self) -> None:
-        """End all of it, with what still runs there."""
+        """End all of it, with what still runs there. It takes seconds to stop gracefully, so only while something runs."""
         self.end_jobs()
+        number = signal.SIGTERM if self.jobs() else signal.SIGKILL
         for daemon in ("slurmd", "slurmctld", "munge/pid"):
-            self._signal(daemon, signal.SIGTERM)
+            self._signal(daemon, number)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _signal(self, daemon: str, number: signal.Signals) -> None:
@@ -210,8 +211,16 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 
 def _await_end(pid: int) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+    while _is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def _is_alive(pid: int) -> bool:
+    """Tell whether a process has not ended: who has to reap it may take seconds."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _free_port() -> int:
