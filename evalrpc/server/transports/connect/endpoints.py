@@ -9,6 +9,7 @@ from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 
 from evalrpc.errors import EvalrpcError, InvalidRequestError, UnimplementedError
 from evalrpc.printable import printable
+from evalrpc.server.limits import SMALL_BYTES
 from evalrpc.server.transports.connect.compression import decompress, require_known
 from evalrpc.server.transports.connect.envelopes import end_of_stream, enveloped, only_message
 from evalrpc.server.transports.http.application import Endpoint, Find
@@ -43,8 +44,12 @@ class ConnectCodec:
         return await self._json.decode(message, descriptor) if form == _JSON else message
 
     async def encode(self, form: str, serialized: bytes, descriptor: Descriptor) -> bytes:
-        """Return a serialised message in this form."""
-        return await self._json.encode(serialized, descriptor) if form == _JSON else serialized
+        """Return a serialised message in this form. Clients ask for the same job again and again, so small answers are
+        remembered as events are."""
+        if form != _JSON:
+            return serialized
+        codec = self.events if len(serialized) <= SMALL_BYTES else self._json
+        return await codec.encode(serialized, descriptor)
 
     async def encode_event(self, form: str, serialized: bytes, descriptor: Descriptor) -> bytes:
         """Return a message of a stream in this form."""

@@ -46,7 +46,8 @@ class JsonCodec:
 
 
 class EventJson:
-    """The JSON of the messages of streams. Thousands of watchers get the same event, and it is converted once for all."""
+    """The JSON of messages that have a revision, such as events and jobs. Thousands of watchers get the same event, and clients
+    ask for the same job, and it is converted once for all."""
 
     def __init__(self, codec: JsonCodec) -> None:
         self._codec = codec
