@@ -50,26 +50,29 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
     """Read the latest results of every model folder; files in `output_dir` itself go under the name `model`.
 
     What loses no results fails no run: other folders and files of any name, and, with a warning, samples whose name is not
-    UTF-8 and folders that can't be read, if others have results.
+    UTF-8, and folders that can't be read or whose name is not UTF-8, if others have results.
 
     Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or for more than is kept of a job;
     OSError for a temporary resource shortage of the server.
     """
     files, folders = _names(output_dir)
     found = {model: _read_folder(output_dir, "", files)}
-    unreadable: list[RunFailedError] = []
+    lost: dict[str, RunFailedError] = {}  # by what is said of them
     for name in folders:
         try:
             files = _names(output_dir, name).files
         except RunFailedError as error:
-            unreadable.append(error)
-        else:
-            found[name] = _read_folder(output_dir, name, files) or found.get(name)
+            lost["a folder below the output folder can't be read"] = error
+            continue
+        if not is_utf8(name) and _matches(_RESULTS_NAMES, files):
+            lost["the name of a folder with results is not UTF-8"] = _not_utf8(name)
+            continue
+        found[name] = _read_folder(output_dir, name, files) or found.get(name)
     results = {name: result for name, result in found.items() if result is not None}
-    if unreadable and not results:
-        raise unreadable[0]
+    if lost and not results:
+        raise next(iter(lost.values()))
     for result in results.values():
-        result.warnings.extend(["results may be missing: a folder below the output folder can't be read"] * bool(unreadable))
+        result.warnings.extend(f"results may be missing: {what}" for what in lost)
     require_size(results)
     return results
 
@@ -146,9 +149,13 @@ def valid_results(what: str) -> Iterator[None]:
 def require_utf8(name: str) -> str:
     """Return a name or path if a message can carry it. Raises RunFailedError with reason RESULTS_INVALID otherwise."""
     if not is_utf8(name):
-        shown = printable(os.fsencode(name).decode(errors="backslashreplace"))[:200]
-        raise _invalid(f"the name '{shown}' is not UTF-8")
+        raise _not_utf8(name)
     return name
+
+
+def _not_utf8(name: str) -> RunFailedError:
+    shown = printable(os.fsencode(name).decode(errors="backslashreplace"))[:200]
+    return _invalid(f"the name '{shown}' is not UTF-8")
 
 
 def is_utf8(name: str) -> bool:

@@ -261,6 +261,15 @@ def test_a_folder_that_can_not_be_read_fails_a_run_only_without_other_results(
     assert list(results["m"].warnings) == ["results may be missing: a folder below the output folder can't be read"]
 
 
+def test_results_in_a_folder_whose_name_is_not_utf8_fail_a_run_only_without_others(tmp_path: Path) -> None:
+    write(tmp_path / "m\udcff", {"results": {"t": {"acc,none": 0.1}}})
+    assert failure(tmp_path) == r"the name 'm\xff' is not UTF-8"
+    write(tmp_path / "m", {"results": {"t": {"acc,none": 0.5}}})
+    results = read_results(tmp_path, "x")
+    assert list(results) == ["m"]
+    assert list(results["m"].warnings) == ["results may be missing: the name of a folder with results is not UTF-8"]
+
+
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
 def test_a_truncated_file_makes_results_invalid(tmp_path: Path, cut: int) -> None:
     text = Path(real("ok_two_tasks")["stub"].results).read_text()
