@@ -79,6 +79,8 @@ def _details(engine: Engine) -> Iterator[str]:
     if engine.error:
         yield engine.error
     yield from engine.warnings
+    if engine.replica_of:
+        yield f"replica of {engine.replica_of}"
     if engine.HasField("start_duration"):
         yield f"started in {wording.duration_text(engine.start_duration)}"
     for name, value in sorted(engine.served_model.args.items()):

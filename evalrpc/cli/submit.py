@@ -53,10 +53,13 @@ _GPU_MODES: Final = {"data-parallel": GPU_MODE_DATA_PARALLEL, "model-parallel": 
 _SERVED_FLAGS: Final = {
     "engine": ("served_model", "engine"),
     "served_model": ("served_model", "model"),
+    "served_revision": ("served_model", "revision"),
     "engine_gpus": ("served_model", "num_gpus"),
+    "engine_replicas": ("served_model", "max_replicas"),
     "judge_engine": ("judge_model", "engine"),
     "judge_model": ("judge_model", "model"),
     "judge_gpus": ("judge_model", "num_gpus"),
+    "judge_replicas": ("judge_model", "max_replicas"),
 }
 """What flags set of models that engines serve: the field of the request, and the one in it."""
 _SERVED_ARGS_FLAGS: Final = {"engine_args": "served_model", "judge_args": "judge_model"}
@@ -129,6 +132,7 @@ SUBMISSION_FIELDS: Final = (
 @click.option("--executor", metavar="NAME", help="Place the run here: `local`, or a cluster of the operator's.")
 @click.option("--engine", metavar="NAME", help="Ask this engine or endpoint of the operator's; see `evalrpc engines`.")
 @click.option("--served-model", metavar="MODEL", help="The model that it loads or has, in place of --model.")
+@click.option("--served-revision", metavar="REVISION", help="Its commit, branch or tag, if it is a repository of the hub.")
 @click.option(
     "--engine-arg",
     "engine_args",
@@ -138,6 +142,12 @@ SUBMISSION_FIELDS: Final = (
     help="Give the engine this argument. May be repeated.",
 )
 @click.option("--engine-gpus", type=int, metavar="N", help="Have the engine hold this many GPUs. Default: as --num-gpus.")
+@click.option(
+    "--engine-replicas",
+    type=int,
+    metavar="N",
+    help="Have up to this many processes answer, as GPUs are free. Default: 1.",
+)
 @click.option(
     "--judge-engine", metavar="NAME", help="Have the answers judged at this engine or endpoint; see `evalrpc engines`."
 )
@@ -152,6 +162,9 @@ SUBMISSION_FIELDS: Final = (
 )
 @click.option(
     "--judge-gpus", type=int, metavar="N", help="Have the judge's engine hold this many GPUs. Default: as --num-gpus."
+)
+@click.option(
+    "--judge-replicas", type=int, metavar="N", help="Have up to this many processes judge, as GPUs are free. Default: 1."
 )
 @click.option("--output-dir", metavar="DIR", help="Write the results to this folder on the server.")
 @click.option("--tasks-separately", is_flag=True, default=None, help="Run the tasks one by one, each with its results at once.")

@@ -23,21 +23,22 @@ from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
+from evalrpc.engines.answering import AnsweringProcesses
 from evalrpc.engines.definition import HOST, EngineDefinition
 from evalrpc.engines.engine_log import bound_log
-from evalrpc.engines.gateway.contract import Engine as GatewayEngine
 from evalrpc.engines.gateway.contract import Replica
 from evalrpc.engines.gateway_keeper import GatewayKeeper
 from evalrpc.engines.holdings import EngineHolding
 from evalrpc.engines.ports import hold_port
 from evalrpc.engines.probes import probe
+from evalrpc.engines.weights import Weights
 from evalrpc.errors import GatewayError, RunFailedError
 from evalrpc.executors.base import Executor, Resources, RunAccount, RunHandle, RunKey, RunLimits
 from evalrpc.files.opening import open_in, read_note
 from evalrpc.files.private import create_private_file, make_private_folder
 from evalrpc.harnesses.failures import find_failure, shorten, strip_colours
 from evalrpc.jobs.paths import log_path
-from evalrpc.jobs.served_models import is_folder
+from evalrpc.jobs.served_models import is_folder, is_known
 from evalrpc.jobs.transitions import ENGINE_LOST_REASON
 from evalrpc.secrets.logs import overwrite_values
 from evalrpc.secrets.masking import Mask
@@ -97,6 +98,8 @@ class EngineDependencies:
     """What an engine of this name may take."""
     max_log_bytes: int
     """How large the log of one may become. 0: as large as it likes."""
+    weights: Weights
+    """What is in the folders of models."""
     on_change: Callable[[], None]
     """Called without the lock, after anything that others may wait for."""
     stopping: threading.Event
@@ -130,6 +133,12 @@ class Engine:
     """The job that it was started for."""
     users: set[str] = field(default_factory=set)
     """The jobs that use it, by id."""
+    max_replicas: dict[str, int] = field(default_factory=dict)
+    """By the id of each of these jobs, how many processes may answer it."""
+    beside: "Engine | None" = None
+    """The engine that it is a replica of; None: it is none."""
+    number: int = 1
+    """Of a replica, from 2 on."""
     idle_since: float = 0.0
     """By the clock's monotonic time, while it has no users."""
     is_retired: bool = False
@@ -143,12 +152,18 @@ class Engine:
     is_judged: bool = False
     """Whether the pool has taken note of how it has ended."""
     thread: threading.Thread | None = None
+    answering: AnsweringProcesses = field(init=False)
+    """What the gateway knows of it and its replicas."""
     _handle: RunHandle | None = field(default=None, init=False)
     """Its process. Used by the thread alone, as what follows."""
     _held_port: socket.socket | None = field(default=None, init=False)
     """Keeps its port for it until it listens there."""
     _ports_lost: int = field(default=0, init=False)
     """How often in a row it could not have its port."""
+
+    def __post_init__(self) -> None:
+        beside = self.beside
+        self.answering = beside.answering if beside else AnsweringProcesses(self.engine_id, self.dependencies.gateway)
 
     @property
     def is_up(self) -> bool:
@@ -162,13 +177,13 @@ class Engine:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has no jobs, and could end at once."""
-        return self.is_up and not self.users and self.thread is not None
+        """Whether no job is lost by its end, and it could end at once."""
+        return self.is_up and (self.beside is not None or not self.users) and self.thread is not None
 
     @property
     def gateway_name(self) -> str:
         """What the gateway knows it by."""
-        return self.engine_id
+        return self.answering.name
 
     @property
     def log_path(self) -> Path:
@@ -201,6 +216,7 @@ class Engine:
             not self.is_up,
             self.start_seconds or 0.0,
             max(0, loading_ns) / 1e9,
+            self.beside.engine_id if self.beside is not None else "",
         )
 
     def begin(self, *, is_adopted: bool = False) -> None:
@@ -328,7 +344,7 @@ class Engine:
         if found.problem and handle.wait(0):
             self._fail_to_start(f"it ended at its first question: {self._last_words()}")
         if found.problem:
-            raise RunFailedError(INCOMPATIBLE, f"engine {self.definition.name}: {found.problem}")
+            raise RunFailedError(INCOMPATIBLE, f"engine {self.definition.name} ({self.engine_id}): {found.problem}")
         with self.dependencies.lock:
             self.warnings = found.warnings
 
@@ -356,7 +372,7 @@ class Engine:
 
     def _fail_to_start(self, why: str) -> None:
         reason = START_FAILED if self.start_seconds is None else LOST  # one that has answered before may do so again
-        raise RunFailedError(reason, shorten(f"engine {self.definition.name}: {why}"))
+        raise RunFailedError(reason, shorten(f"engine {self.definition.name} ({self.engine_id}): {why}"))
 
     def _watch(self, handle: RunHandle) -> bool:
         """Wait until it ends by itself or is to end. Return whether it is to be started again."""
@@ -387,20 +403,28 @@ class Engine:
         with suppress(OSError):  # it is looked at again
             bound_log(self.log_path, dependencies.max_log_bytes)
         with dependencies.lock:
-            if not self.users and self.stop_reason is None and (self.is_retired or self._has_rested()):
+            if self.stop_reason is None and self._has_done():
                 self.stop_reason = ""
             return self.stop_reason is not None or dependencies.stopping.is_set()
+
+    def _has_done(self) -> bool:
+        """Return whether nobody needs it any more. Called with the lock held."""
+        beside = self.beside
+        if beside is not None and (self.is_retired or beside.is_ending):
+            return True
+        is_retired = self.is_retired or (beside is not None and beside.is_retired)
+        return not self.users and (is_retired or self._has_rested())
 
     def _has_rested(self) -> bool:
         """Return whether it has been without jobs for as long as it may. Called with the lock held."""
         idle_seconds = self.definition.settings.idle_seconds
-        if not idle_seconds or not is_folder(self.served):  # nobody else will use it
+        if not idle_seconds or not is_known(self.served):  # nobody else will use it
             return True
         return self.state == ENGINE_STATE_READY and self.dependencies.clock.monotonic() - self.idle_since >= idle_seconds
 
     def _note_ready(self) -> None:
         replica = Replica(f"http://{HOST}:{self.port}/v1", self.definition.settings.max_in_flight)
-        self._tell_gateway((replica,))
+        self.answering.put(self.engine_id, replica, self._asked_name)
         with self.dependencies.lock:
             self._move(ENGINE_STATE_READY)
             if self.start_seconds is None:
@@ -409,12 +433,14 @@ class Engine:
                 self.idle_since = self.dependencies.clock.monotonic()
         with suppress(OSError):  # then the next server takes it for one that has not answered yet
             self.remember()
+        if is_folder(self.served) and self.beside is None:
+            self.dependencies.weights.begin(Path(self.served.model))  # now, while it is in memory
         _log.info("an engine answers for %s", self.served.model, extra=self._place())
         self.dependencies.on_change()
 
     def _note_restart(self) -> None:
         with suppress(GatewayError):  # requests fail there, and are tried again
-            self._tell_gateway(())
+            self.answering.remove(self.engine_id, self._asked_name)
         with self.dependencies.lock:
             self.restart_count += 1
             if self.state != ENGINE_STATE_STARTING:
@@ -435,8 +461,14 @@ class Engine:
             self._move(ENGINE_STATE_STOPPING)
         self.dependencies.on_change()
         try:
+            if self.beside is not None:  # first, so that it is asked nothing more
+                self.answering.remove(self.engine_id, self._asked_name)
+        except GatewayError as error:
+            _log.warning("%s", error.message, extra=self._place())
+        try:
             self._end_process()
-            self.dependencies.gateway.remove_engine(self.engine_id)
+            if self.beside is None:
+                self.answering.end()
         except GatewayError as error:
             _log.warning("%s", error.message, extra=self._place())
         finally:
@@ -466,9 +498,9 @@ class Engine:
             with suppress(OSError):  # it is still masked whenever it is read
                 overwrite_values(self._start_dir, self.mask())
 
-    def _tell_gateway(self, replicas: tuple[Replica, ...]) -> None:
-        asked = self.definition.asked_name(self.served)
-        self.dependencies.gateway.put_engine(GatewayEngine(self.engine_id, replicas, asked))
+    @property
+    def _asked_name(self) -> str:
+        return self.definition.asked_name(self.served)
 
     def _move(self, state: "EngineState.ValueType") -> None:
         assert state in _NEXT[self.state], f"{self.state} to {state}"  # noqa: S101 - a bug, which ends the engine
@@ -515,6 +547,8 @@ class Engine:
             "started_ns": self.started_at.ToNanoseconds(),
             "start_seconds": self.start_seconds,
             "warnings": self.warnings,
+            "replica_of": self.beside.engine_id if self.beside is not None else "",
+            "number": self.number,
         }
         with create_private_file(self.folder / f"{_STATE_FILE}.new") as file:
             file.write(json.dumps(facts).encode())

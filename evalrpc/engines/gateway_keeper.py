@@ -121,6 +121,11 @@ class GatewayKeeper:
         with self._lock:
             return f"http://{self._address()}/j/{token}/v1"
 
+    def open_url(self) -> str:
+        """Return the URL for requests that have the token as bearer token, as the gateway has it now."""
+        with self._lock:
+            return f"http://{self._address()}/v1"
+
     def remove_route(self, token: str) -> Counters | None:
         """End a token. Return what became of its requests, if that is known."""
         with self._lock:

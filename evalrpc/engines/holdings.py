@@ -29,8 +29,15 @@ class EngineHolding(NamedTuple):
     """How long its start took; 0 where that is not known yet."""
     loading_seconds: float
     """How long it has been loading; 0 unless it does."""
+    replica_of: str = ""
+    """The engine beside which it answers, by id. So it may end at any time."""
+
+    @property
+    def is_replica(self) -> bool:
+        """Whether another engine answers for its jobs, too."""
+        return bool(self.replica_of)
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has no jobs, and could end at once."""
-        return not self.users and not self.is_leaving
+        """Whether no job is lost by its end."""
+        return (self.is_replica or not self.users) and not self.is_leaving

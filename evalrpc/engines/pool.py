@@ -27,19 +27,22 @@ from evalrpc.engines.endpoints import Endpoints, EndpointUse, endpoint_problem
 from evalrpc.engines.engine import LOST, START_FAILED, Engine, EngineDependencies, remembered
 from evalrpc.engines.gateway_keeper import GatewayKeeper
 from evalrpc.engines.holdings import EngineHolding
-from evalrpc.errors import EngineNotFoundError, GatewayError, RunFailedError
+from evalrpc.engines.replicas import WantedReplica, identity_of, users_of, wanted
+from evalrpc.engines.weights import Weights
+from evalrpc.errors import EngineNotFoundError, FieldViolation, GatewayError, InvalidRequestError, RunFailedError
 from evalrpc.executors.base import NO_LIMITS, Executor, Resources, RunAccount, RunLimits
 from evalrpc.files.private import make_private_folder
 from evalrpc.files.trees import remove_tree
 from evalrpc.jobs.paths import ENGINES_DIR
-from evalrpc.jobs.served_models import EngineNeed, engine_ids, identity
+from evalrpc.jobs.served_models import SERVED_FIELDS, EngineNeed, engine_ids, identity, replicas_wanted
 from evalrpc.jobs.transitions import is_giving_way
 from evalrpc.secrets.masking import NO_MASK, Mask
 from evalrpc.secrets.registry import Secrets
 from evalrpc.v1 import engines_pb2 as pb
-from evalrpc.v1.jobs_pb2 import JobInfo, ServedModel
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo, ServedModel
 
 _GATEWAY_DIR: Final = "gateway"
+_WEIGHTS_DIR: Final = "weights"
 _KEPT_ENDED: Final = 20
 _FIRST_PAUSE_SECONDS: Final = 30.0
 _MAX_PAUSE_SECONDS: Final = 900.0
@@ -116,6 +119,7 @@ class EnginePool:
         self.on_change: Callable[[], None] = lambda: None
         """Called without locks whenever devices may have come free, or an engine answers."""
         self._taken_ports: set[int] = set()
+        self._weights = Weights(self._folder / _WEIGHTS_DIR)
         self._dependencies = EngineDependencies(
             executor,
             self.gateway,
@@ -126,6 +130,7 @@ class EnginePool:
             self._taken_ports,
             limits_of,
             max_log_bytes,
+            self._weights,
             self._tell_change,
             self._stopping,
         )
@@ -199,6 +204,30 @@ class EnginePool:
                 if engine.engine_id in named and engine.is_idle:
                     engine.stop("")
 
+    def wanted_replicas(self) -> Sequence[WantedReplica]:
+        """Return the replicas of engines that are missing, and that running jobs may have."""
+        with self._lock:
+            return list(wanted(self._engines, lambda identity_, owner: self._open_breaker(identity_, owner) is not None))
+
+    def start_replica(self, replica: WantedReplica, devices: tuple[str, ...]) -> None:
+        """Start another process beside an engine, which is there. Blocks on the disk, shortly. Raises OSError."""
+        engine, number = replica.engine, replica.number
+        with self._lock:
+            if not engine.is_up:
+                return
+            users = users_of(engine, number)
+            reserved = _Reserved(
+                f"engine-{uuid.uuid4()}",
+                identity_of(engine, number),
+                engine.owner,
+                Resources(engine.resources.node, devices),
+                min(users, default=""),
+                users,
+            )
+            self._start(
+                reserved, engine.definition, engine.served, engine.fingerprint, engine.account, beside=engine, number=number
+            )
+
     # For the workers of jobs.
 
     def lease(self, job: JobInfo, served: ServedModel) -> Engine | EndpointUse:
@@ -222,7 +251,18 @@ class EnginePool:
                 engine.users.discard(job.job_id)
                 raise RunFailedError(LOST, f"the model {served.model} may have changed since an engine loaded it")
             engine.users.add(job.job_id)
-            return engine
+            self._note_replicas(engine, job)
+        if served.max_replicas > 1:
+            self.on_change()
+        return engine
+
+    def _note_replicas(self, engine: Engine, job: JobInfo) -> None:
+        """Note how many processes may answer a job, and that it uses those that are there. Called with the lock held."""
+        most = replicas_wanted(job.request, engine.identity, job.job_id)
+        engine.max_replicas[job.job_id] = most
+        for each in self._engines:
+            if each.beside is engine and each.number <= most:
+                each.users.add(job.job_id)
 
     def wait(self, engine: Engine | EndpointUse, reason_to_stop: Callable[[], _Reason | None]) -> _Reason | None:
         """Wait until an engine answers, or there is a reason to stop, and return that. Raises RunFailedError if it won't. An
@@ -256,6 +296,7 @@ class EnginePool:
             for each in used:
                 each.users.discard(job_id)
                 if isinstance(each, Engine):
+                    each.max_replicas.pop(job_id, None)
                     each.idle_since = self._clock.monotonic()
             self._reserved = [each for each in self._reserved if each.users]
         if used:
@@ -301,6 +342,10 @@ class EnginePool:
                 raise EngineNotFoundError(f"there is no engine {engine_id}: ListEngines has those that there are")
             if engine.is_up:
                 engine.stop("an operator has ended it")
+            if engine.beside is not None:  # which else would be started again
+                until = self._clock.monotonic() + _MAX_PAUSE_SECONDS
+                error = RunFailedError(LOST, "an operator has ended it")
+                self._breakers[engine.identity, engine.owner] = _Breaker(1, until, error)
 
     def log_path(self, engine_id: str) -> Path | None:
         """Return the log of an engine; None if it is forgotten."""
@@ -308,13 +353,32 @@ class EnginePool:
             engine = self._named(engine_id)
             return engine.log_path if engine is not None else None
 
-    def fingerprint(self, served: ServedModel) -> str:
+    def key(self, served: ServedModel) -> str:
         """Return what is equal as long as the answers of a model are; empty if that can't be told. Blocks on the disk."""
         answers = self.find(served, "")
         if isinstance(answers, EndpointUse):
             return answers.fingerprint
         definition = self._definitions.get(served.engine)
-        return definition.fingerprint(served) if definition is not None else ""
+        return definition.key(served, self._weights) if definition is not None else ""
+
+    def pin(self, request: EvaluateRequest) -> None:
+        """Replace the revisions of models by the commits that their engines have in their caches, and fill these in. Blocks on
+        the disk. Raises InvalidRequestError."""
+        for field in SERVED_FIELDS:
+            served = getattr(request, field)
+            definition = self._definitions.get(served.engine)
+            has_cache = definition is not None and not self._keeps_owners_apart  # else each owner's runs have one of their own
+            commit = definition.commit(served) if definition is not None and has_cache else ""
+            if served.revision and not commit:
+                problem = f"engine {served.engine} has no such revision of {served.model} as a whole in its cache: leave it out"
+                raise InvalidRequestError(violations=[FieldViolation(f"request.{field}.revision", problem)])
+            if commit:
+                served.revision = commit
+
+    def source(self, served: ServedModel) -> str:
+        """Return what answers for a model has loaded it from: a folder, or a name."""
+        definition = self._definitions.get(served.engine)
+        return definition.source(served) if definition is not None else served.model
 
     def problems(self) -> Mapping[str, str]:
         """Return, by the name of each engine that is configured, why it can't be started; empty if nothing is missing."""
@@ -341,11 +405,7 @@ class EnginePool:
                 users.setdefault(engine_id, set()).add(job.job_id)
                 if not is_giving_way(job):
                     needed.add(engine_id)
-        for folder in sorted(self._folder.glob("engine-*")):
-            facts = remembered(folder)
-            if facts is None:
-                remove_tree(folder)
-                continue
+        for folder, facts in self._remembered():
             try:
                 engine = self._restored(folder, facts)
             except (KeyError, TypeError, ValueError, json_format.ParseError) as error:
@@ -356,7 +416,20 @@ class EnginePool:
             engine.idle_since = self._clock.monotonic()
             self._taken_ports.add(engine.port)
             self._engines.append(engine)
-        self.gateway.restore({engine.engine_id for engine in self._engines}, self._endpoints.restore(jobs))
+        for job in jobs:
+            for used in [each for each in self._engines if job.job_id in each.users]:
+                self._note_replicas(used, job)
+        self.gateway.restore({engine.gateway_name for engine in self._engines}, self._endpoints.restore(jobs))
+
+    def _remembered(self) -> list[tuple[Path, Mapping[str, Any]]]:
+        """Return what earlier servers have written down of engines that had not ended, replicas last. Raises OSError."""
+        found: list[tuple[Path, Mapping[str, Any]]] = []
+        for folder in sorted(self._folder.glob("engine-*")):
+            if (facts := remembered(folder)) is not None:
+                found.append((folder, facts))
+            else:
+                remove_tree(folder)
+        return sorted(found, key=lambda each: bool(each[1].get("replica_of")))
 
     def begin_restored(self) -> None:
         """Go on with the engines that `restore` has found. Raises OSError."""
@@ -371,12 +444,15 @@ class EnginePool:
             threads = [engine.thread for engine in self._engines if engine.thread is not None]
         for thread in threads:
             thread.join(_JOIN_SECONDS)  # one that asks an engine for its first answer may wait long, and loses nothing
+        self._weights.close()
         self.gateway.close()
 
     def _restored(self, folder: Path, facts: Mapping[str, Any]) -> Engine:
         served = json_format.ParseDict(facts["served_model"], ServedModel())
         is_configured = served.engine in self._definitions
         owner = str(facts["owner"])
+        replica_of = str(facts.get("replica_of", ""))
+        beside = self._named(replica_of)
         engine = Engine(
             self._dependencies,
             folder.name,
@@ -394,11 +470,15 @@ class EnginePool:
             start_seconds=facts.get("start_seconds"),
             first_job_id=str(facts.get("first_job_id", "")),
             warnings=tuple(map(str, facts.get("warnings", ()))),
+            beside=beside,
+            number=int(facts.get("number", 1)),
         )
         engine.started_at.FromNanoseconds(int(facts["started_ns"]))
         engine.state_since.CopyFrom(engine.started_at)
         if not is_configured:
             engine.stop_reason = "it is not configured any more"
+        elif replica_of and beside is None:
+            engine.stop_reason = "the engine beside which it answered is gone"
         return engine
 
     def _engine_of(self, job: JobInfo, served: ServedModel) -> Engine | _Reserved:
@@ -428,6 +508,9 @@ class EnginePool:
         served: ServedModel,
         fingerprint: str,
         account: RunAccount | None,
+        *,
+        beside: Engine | None = None,
+        number: int = 1,
     ) -> Engine:
         """Start a reserved engine. Raises OSError. Called with the lock held."""
         engine = Engine(
@@ -443,13 +526,15 @@ class EnginePool:
             fingerprint,
             first_job_id=reserved.first_job_id,
             users=reserved.users,
+            beside=beside,
+            number=number,
         )
         engine.served.CopyFrom(served)
         engine.started_at.CopyFrom(self._clock.now())
         engine.state_since.CopyFrom(engine.started_at)
         make_private_folder(engine.folder)
         engine.begin()
-        self._reserved.remove(reserved)
+        self._reserved = [each for each in self._reserved if each is not reserved]
         self._engines.append(engine)
         return engine
 
@@ -491,7 +576,7 @@ class EnginePool:
                 self._breakers.pop(place, None)
             elif engine.state == pb.ENGINE_STATE_STOPPING and engine.error is not None and not engine.is_judged:
                 engine.is_judged = True
-                if engine.error.job_error.reason != LOST:
+                if engine.error.job_error.reason != LOST or engine.beside is not None:
                     failures = self._breakers[place].failures + 1 if place in self._breakers else 1
                     pause = min(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _MAX_PAUSE_SECONDS)
                     self._breakers[place] = _Breaker(failures, now + pause, engine.error)
@@ -536,6 +621,7 @@ def _message(engine: Engine) -> pb.Engine:
         error=engine.error.message if engine.error is not None else "",
         owner=engine.owner,
         warnings=engine.warnings,
+        replica_of=engine.beside.engine_id if engine.beside is not None else "",
     )
     if engine.start_seconds is not None:
         message.start_duration.FromNanoseconds(int(engine.start_seconds * 1e9))

@@ -7,7 +7,8 @@ is a problem, with which no job uses the engine. What may be as somebody wants i
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,10 +18,14 @@ from evalrpc.engines.chat_template import CHAT as MESSAGES
 from evalrpc.engines.chat_template import rendered_chat
 from evalrpc.engines.definition import HOST, EngineDefinition
 from evalrpc.files.regular import read_named_file
-from evalrpc.jobs.served_models import is_folder
 from evalrpc.v1.jobs_pb2 import ServedModel
 
 _TIMEOUT_SECONDS: Final = 300.0  # the first answer may compile
+_WRONG_NAME: Final = "no-such-model/of/evalrpc"
+"""A name that no repository can have, so that nobody looks for it on a hub."""
+
+_WRONG_NAME_SECONDS: Final = 20.0
+_AT_ONCE: Final = 4
 _MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 _SHOWN: Final = 300
 _SHOWN_OF_ANSWERS: Final = 40
@@ -54,18 +59,21 @@ def probe(port: int, definition: EngineDefinition, served: ServedModel) -> Findi
         answers = [_greedy_answer(port, name, kind) for kind in kinds]
         if LOG_PROBABILITIES in api:
             _require_log_probabilities(port, name)
-        return Findings(warnings=tuple(_warnings(port, name, kinds, answers[0], served)))
+        return Findings(warnings=tuple(_warnings(port, name, kinds, answers[0], definition.folder(served))))
     except _ProblemError as problem:
         return Findings(str(problem))
 
 
-def _warnings(port: int, name: str, kinds: Sequence[str], first: Any, served: ServedModel) -> Iterator[str]:
-    """Yield what else there is to say. `first`: the answer to the first kind of question."""
-    yield from _of_greedy_answers(*(_text_of(answer, kinds[0]) for answer in (first, _greedy_answer(port, name, kinds[0]))))
+def _warnings(port: int, name: str, kinds: Sequence[str], first: Any, folder: Path | None) -> Iterator[str]:
+    """Yield what else there is to say. `first`: the answer to the first kind of question. `folder`: that of the model."""
+    again = _greedy_answer(port, name, kinds[0])
+    at_once = _answers_at_once(port, name, kinds[0])
+    yield from _of_greedy_answers(_text_of(first, kinds[0]), _text_of(again, kinds[0]), at_once)
     yield from _of_name(name, first)
-    if CHAT in kinds and COMPLETIONS in kinds and is_folder(served):
-        yield from _of_chat_template(port, name, Path(served.model), _prompt_tokens(first))
-    yield from _of_context_length(port, name, kinds[0], served)
+    yield from _of_wrong_name(port, kinds[0])
+    if CHAT in kinds and COMPLETIONS in kinds and folder is not None:
+        yield from _of_chat_template(port, name, folder, _prompt_tokens(first))
+    yield from _of_context_length(port, name, kinds[0], folder)
 
 
 def _greedy_answer(port: int, name: str, kind: str) -> Any:
@@ -74,10 +82,21 @@ def _greedy_answer(port: int, name: str, kind: str) -> Any:
     return answer
 
 
-def _of_greedy_answers(first: str, second: str) -> Iterator[str]:
+def _answers_at_once(port: int, name: str, kind: str) -> set[str]:
+    """Return the answers to the same question asked several times at once, as harnesses ask."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        answers = list(pool.map(lambda _: _greedy_answer(port, name, kind), range(_AT_ONCE)))
+    return {_text_of(answer, kind) for answer in answers}
+
+
+def _of_greedy_answers(first: str, second: str, at_once: Set[str]) -> Iterator[str]:
     if first != second:
-        answers = f"{first[:_SHOWN_OF_ANSWERS]!r}, {second[:_SHOWN_OF_ANSWERS]!r}"
-        yield f"it gave two answers to the same greedy question ({answers}): results may differ between runs"
+        yield f"it gave two answers to the same greedy question ({_quoted(first, second)}): results may differ between runs"
+    elif others := at_once - {first}:
+        yield (
+            f"it gave other answers to a greedy question when that was asked {_AT_ONCE} times at once "
+            f"({_quoted(first, min(others))}): results may depend on what it is asked beside it"
+        )
     elif not first:
         yield "its greedy answer to a simple question is empty"
 
@@ -87,6 +106,18 @@ def _of_name(name: str, answer: Any) -> Iterator[str]:
     answered = answer.get("model")
     if isinstance(answered, str) and answered and name not in answered and answered not in name:
         yield f"it was asked for the model {name}, and says that {answered[:_SHOWN]} has answered"
+
+
+def _quoted(*answers: str) -> str:
+    return ", ".join(repr(answer[:_SHOWN_OF_ANSWERS]) for answer in answers)
+
+
+def _of_wrong_name(port: int, kind: str) -> Iterator[str]:
+    """Ask for a model that nobody has, which has to be refused. One that does not answer, such as since it looks for the model
+    elsewhere, is not waited for."""
+    status, _ = _exchange(port, "POST", _PATHS[kind], _question(kind, _WRONG_NAME) | {"max_tokens": 1}, _WRONG_NAME_SECONDS)
+    if status == http.client.OK:
+        yield "it answers for any name of a model: nothing but its command line says which one has answered"
 
 
 def _of_chat_template(port: int, name: str, folder: Path, chat_tokens: int | None) -> Iterator[str]:
@@ -104,9 +135,9 @@ def _of_chat_template(port: int, name: str, folder: Path, chat_tokens: int | Non
         )
 
 
-def _of_context_length(port: int, name: str, kind: str, served: ServedModel) -> Iterator[str]:
+def _of_context_length(port: int, name: str, kind: str, folder: Path | None) -> Iterator[str]:
     """Ask a question that is longer than the model can read, which has to be refused."""
-    limit = _context_tokens(port, served)
+    limit = _context_tokens(port, folder)
     if limit is None or limit > _MAX_PROBED_TOKENS:
         return
     text = "a " * (limit + _EXCESS_TOKENS)
@@ -123,17 +154,17 @@ def _of_context_length(port: int, name: str, kind: str, served: ServedModel) -> 
             )
 
 
-def _context_tokens(port: int, served: ServedModel) -> int | None:
+def _context_tokens(port: int, folder: Path | None) -> int | None:
     """Return how many tokens the model can read, as the engine or the model's folder says; None: neither does."""
     status, text = _exchange(port, "GET", "/v1/models", None)
     with suppress(ValueError, LookupError, TypeError, AttributeError):
         told = json.loads(text)["data"][0].get("max_model_len") if status == http.client.OK else None
         if type(told) is int and told > 0:
             return told
-    if not is_folder(served):
+    if folder is None:
         return None
     with suppress(OSError, ValueError, AttributeError):
-        config = json.loads(read_named_file(Path(served.model) / "config.json"))
+        config = json.loads(read_named_file(folder / "config.json"))
         found = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
         return found if type(found) is int and found > 0 else None
     return None
@@ -168,9 +199,11 @@ def _ask(port: int, path: str, body: Mapping[str, object]) -> Any:
         raise _ProblemError(f"its answer to {path} is no JSON: {text[:_SHOWN]}") from error
 
 
-def _exchange(port: int, method: str, path: str, body: Mapping[str, object] | None) -> tuple[int, str]:
+def _exchange(
+    port: int, method: str, path: str, body: Mapping[str, object] | None, seconds: float = _TIMEOUT_SECONDS
+) -> tuple[int, str]:
     """Return the status and the text of an answer; 0 and why, if there is none."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=_TIMEOUT_SECONDS)
+    connection = http.client.HTTPConnection(HOST, port, timeout=seconds)
     try:
         data = json.dumps(body) if body is not None else None
         connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})

@@ -105,6 +105,11 @@ class ServedEndpoint(NamedTuple):
     """What the server has loaded, a folder or the name of a repository: for a tokenizer."""
     api: tuple[str, ...]
     """What the server answers, as `api` of an engine says it."""
+    open_url: str = ""
+    """The same base without what makes `url` a secret, for a command line, which others on the machine may see. Requests to it
+    need `key` as bearer token."""
+    key: str = ""
+    """A secret that ends with the attempt: for a file, or the environment."""
     is_own_name: bool = False
     """Whether the model is known by this name elsewhere too, such as a vendor's, so that programs may treat it by its name."""
 

@@ -7,7 +7,7 @@ from typing import Final
 from evalrpc.config import LMMS_EVAL, HarnessSettings, Settings
 from evalrpc.config.executors import LOCAL_EXECUTOR
 from evalrpc.errors import ConfigurationError
-from evalrpc.jobs.served_models import SERVED_FIELDS, engine_needs, served_models
+from evalrpc.jobs.served_models import SERVED_FIELDS, engine_needs, replicas_wanted, served_models
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 HERE: Final = "."
@@ -96,6 +96,13 @@ def queue_of(request: EvaluateRequest) -> str:
 def gpus_needed(request: EvaluateRequest) -> int:
     """Return how many GPUs a job's request asks for, be it for the harness or for engines."""
     return gpus_of_run(request) + sum(need.num_gpus for need in engine_needs(request, ""))
+
+
+def most_gpus(request: EvaluateRequest) -> int:
+    """Return how many GPUs a job may come to hold: `gpus_needed`, and what replicas of its engines may get besides."""
+    needs = engine_needs(request, "")
+    replicas = sum(need.num_gpus * (replicas_wanted(request, need.identity, "") - 1) for need in needs)
+    return gpus_needed(request) + replicas
 
 
 def gpus_field(request: EvaluateRequest) -> str:

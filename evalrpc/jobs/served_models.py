@@ -26,6 +26,11 @@ def is_folder(served: ServedModel) -> bool:
     return served.model.startswith("/")
 
 
+def is_known(served: ServedModel) -> bool:
+    """Return whether one can tell which weights a model has: by the files of its folder, or by its commit."""
+    return is_folder(served) or bool(served.revision)
+
+
 def model_name(served: ServedModel) -> str:
     """Return the name that harnesses know the model by: the last part of its path, in characters that are safe in a name of a
     file and in an argument of any program. It never begins like an option or a hidden file."""
@@ -52,10 +57,25 @@ def served_models(request: EvaluateRequest) -> list[ServedModel]:
 def identity(served: ServedModel, job_id: str) -> str:
     """Return what is equal for jobs that can share an engine, as far as their requests tell.
 
-    A model that is no folder is never shared, since nobody can tell whether its weights are still the same.
+    Another name than that of a folder, or of a commit, is never shared, since nobody can tell whether its weights are still the
+    same. How many processes may answer makes no difference.
     """
-    sharing = b"" if is_folder(served) else job_id.encode()
-    return hashlib.sha256(served.SerializeToString(deterministic=True) + sharing).hexdigest()[:32]
+    sharing = b"" if is_known(served) else job_id.encode()
+    return hashlib.sha256(without_replicas(served).SerializeToString(deterministic=True) + sharing).hexdigest()[:32]
+
+
+def without_replicas(served: ServedModel) -> ServedModel:
+    """Return what is equal for jobs that differ only in how many processes may answer."""
+    alike = ServedModel()
+    alike.CopyFrom(served)
+    alike.ClearField("max_replicas")
+    return alike
+
+
+def replicas_wanted(request: EvaluateRequest, identity_: str, job_id: str) -> int:
+    """Return how many processes may answer a job for the model of an identity; 0, if it names none such."""
+    named = (each for each in served_models(request) if identity(each, job_id) == identity_)
+    return max((max(1, each.max_replicas) for each in named), default=0)
 
 
 def engine_needs(request: EvaluateRequest, job_id: str) -> tuple[EngineNeed, ...]:

@@ -1,5 +1,6 @@
 """What the queue has to know of engines, and what it makes of it: what they may free, and for whom they count. Pure."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -48,6 +49,10 @@ def with_engines(
     preemptible, giving_way, engines = list(running.preemptible), list(running.giving_way), list[PlacedEngine]()
     may_give_way = {job.job_id for job in preemptible}
     gives_way = {job.job_id for job in giving_way}
+    holdings = list(holdings)
+    of_replicas = Counter[str]()
+    for holding in holdings:
+        of_replicas[holding.replica_of] += len(holding.devices)
     for holding in holdings:
         if not holding.devices:
             continue
@@ -59,8 +64,10 @@ def with_engines(
             is_idle = holding.is_idle and not (holding.is_loading and is_awaited(holding.identity))
             width, seconds = len(holding.devices), holding.start_seconds
             engines.append(PlacedEngine(holding.engine_id, holding.identity, holding.node, width, seconds, is_idle))
-            if holding.users and holding.users <= may_give_way:
-                preemptible.append(unit._replace(started_seconds=max(job.started_seconds for job in users)))
+            if holding.users and holding.users <= may_give_way and not holding.is_replica:
+                with_replicas = width + of_replicas[holding.engine_id]  # which end with it
+                started_seconds = max(job.started_seconds for job in users)
+                preemptible.append(unit._replace(num_gpus=with_replicas, started_seconds=started_seconds))
     return Running(preemptible, giving_way, engines)
 
 

@@ -321,6 +321,36 @@ class QueueState:
         """Return the engines that, by the last choice, are to serve no further job, since another one waits for their GPUs."""
         return self._reservation.draining if self._reservation is not None else ()
 
+    def devices_for_replica(
+        self, node: str, num_gpus: int, users: Iterable[str], placed: Mapping[str, Resources]
+    ) -> tuple[str, ...] | None:
+        """Return devices of a node for one process more that answers these jobs, which no job has or waits for. None: there are
+        too few, or their owners may not have them."""
+        with self._lock:
+            free = next((each.free for each in self._free(self.nodes(), placed).nodes if each.name == node), ())
+            if not num_gpus:
+                return ()
+            if len(free) < num_gpus or any(self._as_placed(each).num_gpus for each in self._queued.values()):
+                return None
+            engines = self._engines.holdings()
+            holdings, policy = self._holdings(placed, engines), self._entitlements.policy
+            for owner in {owner for user in users if (owner := self._owner_of(user)) is not None}:
+                most = policy.quota(owner).max_gpus
+                if most is not None and holdings[owner].gpu_count + num_gpus > most:
+                    return None
+            return free[:num_gpus]
+
+    def replicas_over_quota(self) -> Sequence[str]:
+        """Return the replicas with which an owner has more GPUs than allowed, since further jobs have come to use them."""
+        with self._lock:
+            policy, over = self._entitlements.policy, []
+            for each in self._engines.holdings():
+                owners = {self._owner_of(user) for user in each.users} if each.is_replica and each.devices else set()
+                quotas = ((owner, policy.quota(owner).max_gpus) for owner in owners if owner is not None)
+                if any(most is not None and self._holding(owner).gpu_count > most for owner, most in quotas):
+                    over.append(each.engine_id)
+            return over
+
     def _holdings(self, placed: Mapping[str, Resources], engines: Sequence[EngineHolding]) -> Mapping[str, Holding]:
         """Return what each owner holds, also for jobs that are placed and do not run yet."""
         of_engines = gpus_by_owner(engines, self._owner_of)

@@ -221,6 +221,7 @@ class Scheduler:
                 now_seconds = self._dependencies.queue_state.now_seconds()
                 while self._start_next(now_seconds):
                     pass
+                self._adjust_replicas()
                 self._dirty = False
                 patience = self._patience_seconds()
                 self._condition.wait_for(lambda: self._dirty or self._dependencies.stopping.is_set(), patience)
@@ -268,6 +269,25 @@ class Scheduler:
         if not (self._draining or queue_state.is_paused):
             self._engines.drain(queue_state.engines_to_drain())
         return chosen
+
+    def _adjust_replicas(self) -> None:
+        """Start replicas of engines on what no queued job waits for, and end those with which an owner has too many GPUs.
+        Called with the condition held."""
+        queue_state = self._dependencies.queue_state
+        self._engines.make_room(queue_state.replicas_over_quota())
+        if self._draining or queue_state.is_paused or not self._duty.places_jobs or self._dependencies.stopping.is_set():
+            return
+        for replica in self._engines.wanted_replicas():
+            engine = replica.engine
+            devices = queue_state.devices_for_replica(
+                engine.resources.node, len(engine.resources.devices), replica.users, self._placed
+            )
+            if devices is None:
+                continue
+            try:
+                self._engines.start_replica(replica, devices)
+            except OSError as error:
+                _log.warning("a replica can't be started yet: %s", error, extra={"engine_id": engine.engine_id})
 
     def _hand_over_served(self, job: QueuedJob, resources: Resources) -> bool:
         """Do the same for a job with models that engines serve, which get the devices that the run itself does not need. Return

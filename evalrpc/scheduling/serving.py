@@ -3,34 +3,38 @@
     data_dir/jobs/JOB_ID/recording              the answers that the job has got, for its further attempts
     data_dir/jobs/JOB_ID/attempt-N/route        what makes the attempt's URL a secret
     data_dir/jobs/JOB_ID/attempt-N/gateway      which start of the gateway the attempt began with
+    data_dir/jobs/JOB_ID/attempt-N/lenders      the recordings of other jobs that it may take answers from, as JSON
 
-Both are written before the harness starts, so an attempt that goes on under another server keeps its URL, and that server
+All are written before the harness starts, so an attempt that goes on under another server keeps its URL, and that server
 knows whether the gateway was started again meanwhile. A judge has the same, with `judge-` before the names: so what the model
 is asked has nothing to do with who judges it.
 """
 
+import json
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 from evalrpc.clock import Clock
 from evalrpc.engines.endpoints import EndpointUse, require_usable
 from evalrpc.engines.engine import LOST, Engine
-from evalrpc.engines.gateway.contract import Counters, Route
+from evalrpc.engines.gateway.contract import Counters, Lender, PartCounters, Route, from_json, to_json
 from evalrpc.engines.pool import EnginePool
 from evalrpc.errors import GatewayError, RunFailedError
 from evalrpc.files.opening import read_note
 from evalrpc.files.private import create_private_file
-from evalrpc.harnesses.base import Harness, ServedEndpoint, ServedHarness, ServedNeeds
+from evalrpc.harnesses.base import Harness, Run, ServedEndpoint, ServedHarness, ServedNeeds
 from evalrpc.harnesses.served import judge_environment, served_environment
 from evalrpc.jobs import transitions
 from evalrpc.jobs.paths import attempt_dir, job_dir
 from evalrpc.jobs.served_models import JUDGE_FIELD, SERVED_FIELD, SERVED_FIELDS, model_name, served_models
+from evalrpc.scheduling.lending import Lending, Recorded
 from evalrpc.scheduling.phase_reports import PhaseReports
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobInfo, Progress, ServedModel, Usage
+from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, EvaluateRequest, JobAttempt, JobInfo, Progress, ServedModel
+from evalrpc.v1.results_pb2 import Usage
 
 _ENGINE_ID_FIELDS: Final = {SERVED_FIELD: "engine_id", JUDGE_FIELD: "judge_engine_id"}
 _USAGE_FIELDS: Final = {SERVED_FIELD: "usage", JUDGE_FIELD: "judge_usage"}
@@ -38,6 +42,9 @@ _REQUESTS: Final = "requests"
 _BEFORE_SCORING: Final = frozenset({Progress.PHASE_STARTING, Progress.PHASE_LOADING, Progress.PHASE_EVALUATING})
 _ROUTE_FILE: Final = "route"
 _GATEWAY_FILE: Final = "gateway"
+_LENDERS_FILE: Final = "lenders"
+_RECORDING: Final = "recording"
+_MAX_LENDERS_BYTES: Final = 64 * 1024
 _MAX_NOTE_BYTES: Final = 256
 _COUNT_SECONDS: Final = 2.0
 
@@ -52,6 +59,8 @@ class Serving:
     pool: EnginePool
     clock: Clock
     data_dir: Path
+    lending: Lending
+    """The recordings of all jobs."""
     max_recording_bytes: int = 1 << 30
     observe_answers: Callable[[str, Counters, Counters], None] | None = None
     """Is told, by the configured name of an engine, what the counters of a run were, and are now."""
@@ -75,6 +84,7 @@ class ServedRun:
         self._job = job
         self._reports = PhaseReports(job, Progress.PHASE_SERVING, serving.clock, publish)
         self._runs = _runs_of(serving, job)
+        self._parts: Mapping[str, str] = {}  # the tasks by the parts of the route
 
     def lease(self, *, has_begun: bool) -> None:
         """Take what answers for the job: all engines are started before one is waited for. May be called again. `has_begun`:
@@ -106,11 +116,29 @@ class ServedRun:
         for run in self._runs:
             run.recall()
 
-    def pointed(self, harness: Harness, request: EvaluateRequest) -> EvaluateRequest:
-        """Return the request as the harness gets it. Raises RunFailedError for a harness that can't be pointed at a server."""
+    def pointed(self, harness: Harness, steps: Sequence[Run]) -> Sequence[Run]:
+        """Return the steps of the attempt as the harness gets them: several ask below addresses of their own, so that the
+        gateway counts for each. Raises RunFailedError for a harness that can't be pointed at a server."""
+        if len(steps) == 1:
+            return [replace(steps[0], request=self._pointed(harness, steps[0].request, ""))]
+        self._parts = {str(number): step.request.tasks[0] for number, step in enumerate(steps, start=1)}
+        return [
+            replace(step, request=self._pointed(harness, step.request, part))
+            for part, step in zip(self._parts, steps, strict=True)
+        ]
+
+    def _pointed(self, harness: Harness, request: EvaluateRequest, part: str) -> EvaluateRequest:
         for run in self._runs:
-            request = run.pointed(harness, request)
+            request = run.pointed(harness, request, part)
         return request
+
+    def note_task_usage(self, job: JobInfo) -> None:
+        """Record what became of the questions of each task, as far as that is known."""
+        run = next((run for run in self._runs if run.field == SERVED_FIELD), None)
+        usages = {self._parts[name]: usage for name, usage in run.part_usages() if name in self._parts} if run else {}
+        for task in (task for result in job.results.values() for task in result.tasks):
+            if task.task in usages:
+                task.usage.CopyFrom(usages[task.task])
 
     def environment(self, harness: Harness, others: Mapping[str, str]) -> Mapping[str, str]:
         """Return what the harness's programs need in their environment, besides `others`, which they have otherwise."""
@@ -168,6 +196,7 @@ class _ModelRun:
         self._engine: Engine | EndpointUse | None = None
         self._token = ""
         self._began_with = ""
+        self._lenders: tuple[Lender, ...] = ()
         self._url = ""
         self._counters: Counters | None = None
         self._observed: Counters | None = None  # None: of a run that an earlier server may have told of
@@ -185,7 +214,12 @@ class _ModelRun:
         engine = self._leased()
         if (reason := self._serving.pool.wait(engine, reason_to_stop)) is not None:
             return reason
-        self._token = self._token or self._note(_ROUTE_FILE) or self._new_token()
+        self._token = self._token or self._note(_ROUTE_FILE)
+        if self._token:
+            self._lenders = self._noted_lenders()
+        else:
+            self._lenders = self._new_lenders(engine)
+            self._token = self._new_token()
         gateway = self._serving.pool.gateway
         try:
             self._url = gateway.put_route(self._route(engine))
@@ -203,17 +237,18 @@ class _ModelRun:
 
     def route_to_earlier(self) -> Route | None:
         """Return how the attempt asks, if it began under an earlier server and what it asks is there. Raises OSError."""
-        self._token = self._note(_ROUTE_FILE)
+        self._token, self._lenders = self._note(_ROUTE_FILE), self._noted_lenders()
         engine = self._serving.pool.find(self._served, getattr(self._job.attempts[-1], _ENGINE_ID_FIELDS[self.field]))
         return self._route(engine) if self._token and engine is not None else None
 
-    def pointed(self, harness: Harness, request: EvaluateRequest) -> EvaluateRequest:
-        """Return the request as the harness gets it. Raises RunFailedError for a harness that can't be pointed at a server."""
+    def pointed(self, harness: Harness, request: EvaluateRequest, part: str) -> EvaluateRequest:
+        """Return the request as the harness gets it, which asks below a part of the route, or below that itself. Raises
+        RunFailedError for a harness that can't be pointed at a server."""
         if self.field == JUDGE_FIELD:
             return request  # its name is there, and its address is in the environment
         if not isinstance(harness, ServedHarness):
             raise RunFailedError("HARNESS_UNAVAILABLE", f"harness {harness.name} can't be pointed at a served model")
-        return harness.with_served_model(request, self._endpoint())
+        return harness.with_served_model(request, self._endpoint(part))
 
     def environment(self, harness: Harness, others: Mapping[str, str]) -> Mapping[str, str]:
         """Return what the harness's programs need in their environment, besides `others`, which they have otherwise."""
@@ -232,15 +267,13 @@ class _ModelRun:
 
     def require_sound(self, harness: Harness) -> None:
         """Raise RunFailedError with reason ENGINE_LOST if the harness may have been refused answers for no fault of its own."""
-        self._count()
+        counters = self._count()  # what was counted before says nothing of the last questions
         self._require_same_address()
         if not _needs(harness).asks_again:
             self._require_same_gateway()
-        counters = self._counters
         if counters is None:
-            raise RunFailedError(
-                LOST, "it is not known whether all questions were answered, since the gateway was started anew"
-            )
+            why = "the gateway does not know the attempt any more, as after the end of its engine"
+            raise RunFailedError(LOST, f"it is not known whether all questions were answered: {why}")
         if counters.failed and (counters.gateway_failures or counters.unavailable):
             raise RunFailedError(LOST, f"{counters.failed} questions got no answer, since no engine was there to give it")
 
@@ -252,6 +285,11 @@ class _ModelRun:
     def usage(self) -> Usage | None:
         """Return what became of the questions so far; None if that is not known."""
         return _usage(self._counters) if self._counters is not None else None
+
+    def part_usages(self) -> Iterator[tuple[str, Usage]]:
+        """Yield what became of the questions of each part of the route, as far as that is known."""
+        for part in self._counters.parts if self._counters is not None else ():
+            yield part.name, _usage(part)
 
     @property
     def engine_id(self) -> str:
@@ -279,11 +317,15 @@ class _ModelRun:
         if instance != self._began_with:
             raise RunFailedError(LOST, "the gateway to the engines was started again, so questions may have got no answer")
 
-    def _count(self) -> None:
+    def _count(self) -> Counters | None:
+        """Note what has become of the questions by now, and return it; None where that is not known."""
         try:
-            self._take(self._serving.pool.gateway.counters(self._token))
+            counters = self._serving.pool.gateway.counters(self._token)
         except GatewayError as error:
             _log.warning("%s", error.message, extra={"job_id": self._job.job_id})
+            return None
+        self._take(counters)
+        return counters
 
     def _take(self, counters: Counters | None) -> None:
         """Note what has become of the questions, if that is known."""
@@ -298,13 +340,15 @@ class _ModelRun:
         assert self._engine is not None  # noqa: S101 - `lease` has been called
         return self._engine
 
-    def _endpoint(self) -> ServedEndpoint:
+    def _endpoint(self, part: str = "") -> ServedEndpoint:
         served, pool = self._served, self._serving.pool
         is_own_name = isinstance(pool.find(served, ""), EndpointUse)
-        return ServedEndpoint(self._url, model_name(served), served.model, pool.api_of(served), is_own_name)
+        open_url, api = _below(pool.gateway.open_url(), part), pool.api_of(served)
+        url = _below(self._url, part)
+        return ServedEndpoint(url, model_name(served), pool.source(served), api, open_url, self._token, is_own_name)
 
     def _route(self, engine: Engine | EndpointUse) -> Route:
-        recording = job_dir(self._serving.data_dir, self._job.job_id) / f"{self._prefix}recording"
+        recording = job_dir(self._serving.data_dir, self._job.job_id) / f"{self._prefix}{_RECORDING}"
         return Route(
             self._token,
             engine.gateway_name,
@@ -313,6 +357,7 @@ class _ModelRun:
             key_prefix=engine.fingerprint,
             recording=str(recording) if engine.fingerprint else "",
             max_recording_bytes=self._serving.max_recording_bytes,
+            lenders=self._lenders,
         )
 
     @property
@@ -323,6 +368,26 @@ class _ModelRun:
     @property
     def _folder(self) -> Path:
         return attempt_dir(self._serving.data_dir, self._job.job_id, self._job.attempt)
+
+    def _new_lenders(self, engine: Engine | EndpointUse) -> tuple[Lender, ...]:
+        """Choose the recordings that the attempt may take answers from, and lend the job's own. Raises OSError."""
+        job, lending = self._job, self._serving.lending
+        key = self._serving.pool.key(self._served) if job.cache == CACHE_MODE_ALLOW and engine.fingerprint else ""
+        if not key:
+            return ()
+        lenders = lending.lenders(job.owner, key, job.job_id)
+        if lenders:
+            self._new_note(_LENDERS_FILE, json.dumps([to_json(each) for each in lenders]))
+        lending.add(job.owner, key, Recorded(job.job_id, f"{self._prefix}{_RECORDING}", engine.fingerprint))
+        return lenders
+
+    def _noted_lenders(self) -> tuple[Lender, ...]:
+        """Return what an earlier server has chosen: others would be another route to the gateway. Raises OSError."""
+        note = read_note(self._folder, self._prefix + _LENDERS_FILE, _MAX_LENDERS_BYTES) or b"[]"
+        try:
+            return tuple(from_json(Lender, each) for each in json.loads(note))
+        except ValueError:
+            return ()
 
     def _new_token(self) -> str:
         self._observed = Counters()
@@ -346,13 +411,18 @@ def _runs_of(serving: Serving, job: JobInfo) -> list[_ModelRun]:
     return [_ModelRun(serving, job, field) for field in SERVED_FIELDS if job.request.HasField(field)]
 
 
-def _usage(counters: Counters) -> Usage:
+def _below(url: str, part: str) -> str:
+    """Return the address of a part of a route. `url`: that of the route, which ends in `/v1`."""
+    return f"{url.removesuffix('/v1')}/t/{part}/v1" if part else url
+
+
+def _usage(counters: Counters | PartCounters) -> Usage:
     return Usage(
         answered_count=counters.answered,
         truncated_count=counters.truncated,
         empty_count=counters.empty,
         failed_count=counters.failed,
-        retried_count=counters.retried,
+        retried_count=counters.retried if isinstance(counters, Counters) else None,
         replayed_count=counters.replayed,
         prompt_token_count=counters.prompt_tokens,
         completion_token_count=counters.completion_tokens,

@@ -321,6 +321,8 @@ class Supervisor:
                 served.note_usage(job)
                 job.attempts[-1].engine_gpu_seconds = round(engine_gpu_seconds, 3)
             outcome(job)
+            if served is not None:
+                served.note_task_usage(job)
 
         return change
 
@@ -361,11 +363,10 @@ class Supervisor:
         if self._ending is None and (ending := self._serve_or_end(job)) is not None:
             return self._ended_early(ending, job, {})
         output_dir, request = Path(job.attempts[-1].output_dir), self._request_of(job, job.attempt)
-        if self._served is not None:
-            request = self._served.pointed(harness, request)
         run = Run(job.job_id, job.attempt, request, key.attempt_dir, output_dir, len(job.gpus))
         is_last_attempt = not job.preemptible and transitions.counted_attempts(job) >= job.max_attempts
-        steps = RunSteps(harness, steps_of(run), is_last_attempt=is_last_attempt)
+        all_steps = steps_of(run) if self._served is None else self._served.pointed(harness, steps_of(run))
+        steps = RunSteps(harness, all_steps, is_last_attempt=is_last_attempt)
         if self._handle is None and not self._dependencies.duty.wait_until_trusted(self._dependencies.stopping):
             return None
         handle = self._handle = self._handle or self._start(harness, run, steps.to_run, key, job.owner)

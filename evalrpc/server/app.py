@@ -50,6 +50,7 @@ from evalrpc.reading.sample_media import MediaThreads, Places, SampleMediaReader
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.duty import Duty, SharedDuty
+from evalrpc.scheduling.lending import Lending
 from evalrpc.scheduling.preparing import Preparing
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.run_accounts import RunAccounts, account_pool, describe_accounts, require_way
@@ -231,7 +232,7 @@ class Server:
         accounts = RunAccounts(self._store, data_dir, access, pool)
         run_limits = RunLimitsPolicy(settings)
         self._engines = EnginePool(
-            build_engines(settings.engines),
+            build_engines(settings.engines, inherited),
             settings.endpoints,
             self._executor,
             accounts.ready_for,
@@ -504,7 +505,11 @@ class Server:
                 settings.max_log_bytes,
             ),
             serving=Serving(
-                self._engines, clock, data_dir, observe_answers=self._metrics.observe_answers if self._metrics else None
+                self._engines,
+                clock,
+                data_dir,
+                Lending(data_dir),
+                observe_answers=self._metrics.observe_answers if self._metrics else None,
             ),
             grace_seconds=settings.grace_seconds,
             run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),

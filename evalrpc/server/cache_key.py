@@ -28,7 +28,7 @@ _NOWHERE: Final = Path("/evalrpc")  # stands for the folders of an attempt, whic
 class ModelServers(Protocol):
     """What answers for served models."""
 
-    def fingerprint(self, served: ServedModel) -> str:
+    def key(self, served: ServedModel) -> str:
         """Return what is equal as long as the answers of a model are; empty if that can't be told. Blocks."""
 
     def api_of(self, served: ServedModel) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ def cache_key(
     if request.output_dir:
         return _no_key(job, "output_dir asks for results in a folder of the job's own")
     is_served = request.HasField("served_model")
-    served_by = servers.fingerprint(request.served_model) if is_served and servers is not None else ""
+    served_by = servers.key(request.served_model) if is_served and servers is not None else ""
     if is_served and not served_by:
         return _no_key(job, "nobody can tell whether the name of the served model stands for the same weights as before")
     if request.HasField("judge_model") and not judge:

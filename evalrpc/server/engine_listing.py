@@ -8,7 +8,7 @@ from evalrpc.config import Settings
 from evalrpc.engines.holdings import EngineHolding
 from evalrpc.secrets.masking import Mask
 from evalrpc.v1.engines_pb2 import Engine, EngineKind, ListEnginesResponse
-from evalrpc.v1.jobs_pb2 import ServedModel
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, ServedModel
 
 
 class Engines(Protocol):
@@ -29,8 +29,11 @@ class Engines(Protocol):
     def holdings(self) -> Sequence[EngineHolding]:
         """Return what engines hold."""
 
-    def fingerprint(self, served: ServedModel) -> str:
+    def key(self, served: ServedModel) -> str:
         """Return what is equal as long as the answers of a model are; empty if that can't be told. Blocks."""
+
+    def pin(self, request: EvaluateRequest) -> None:
+        """Fill in the revisions of served models, as far as they are known. Blocks. Raises InvalidRequestError."""
 
     def api_of(self, served: ServedModel) -> tuple[str, ...]:
         """Return what answers for a model can answer. Raises RunFailedError."""

@@ -13,7 +13,7 @@ from typing import Final
 from evalrpc.config import HarnessSettings, PolicySettings
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses.inspect_ai.harness import KIND as INSPECT_AI
-from evalrpc.jobs.defaults import gpus_field, gpus_needed
+from evalrpc.jobs.defaults import gpus_field, most_gpus
 from evalrpc.jobs.served_models import model_of
 from evalrpc.server.argument_values import Argument, parsed_json
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
@@ -64,7 +64,7 @@ def _of_request(request: EvaluateRequest, arguments: Iterable[Argument], policy:
     for field in ("model_args", "gen_kwargs"):
         yield from _unless_allowed(f"request.{field}", getattr(request, field).fields, f"{field}_allowed", policy)
     yield from _of_values(arguments, policy)
-    if policy.max_num_gpus is not None and (wanted := gpus_needed(request)) > policy.max_num_gpus:
+    if policy.max_num_gpus is not None and (wanted := most_gpus(request)) > policy.max_num_gpus:
         yield (
             f"request.{gpus_field(request)}",
             "max_num_gpus",

@@ -3,6 +3,7 @@
 The paths of fields begin at the request.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -12,13 +13,17 @@ from evalrpc.config import EndpointSettings, EngineSettings, ModelServer
 from evalrpc.config.engines import APIS
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses.base import Harness, JudgedHarness, ServedEndpoint, ServedHarness, ServedNeeds
-from evalrpc.jobs.served_models import model_name
+from evalrpc.jobs.served_models import is_folder, model_name
 from evalrpc.printable import first_unprintable, printable
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, ServedModel
 
 MAX_MODEL_BYTES: Final = 1024
 """Of the name of a served model, in UTF-8."""
 
+MAX_REPLICAS: Final = 64
+"""The most processes that may answer a job for a model."""
+
+_REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MAX_SHOWN: Final = 80
 _OF_THE_ENGINE: Final = ("model", "device", "batch_size", "gpu_mode", "preparation")
 """The fields that say how a harness loads a model itself."""
@@ -75,6 +80,8 @@ def violations_when_pointed(request: EvaluateRequest, harness: Harness, servers:
 
 def _served(field: str, served: ServedModel, servers: Mapping[str, ModelServer]) -> _Violations:
     """Yield what is wrong with what a field says of a model, whoever asks it."""
+    if served.HasField("max_replicas") and not 1 <= served.max_replicas <= MAX_REPLICAS:
+        yield FieldViolation(f"{field}.max_replicas", f"must be from 1 to {MAX_REPLICAS}, or left out for 1")
     match servers.get(served.engine):
         case None:
             yield FieldViolation(f"{field}.engine", _no_engine(served.engine, servers))
@@ -85,6 +92,10 @@ def _served(field: str, served: ServedModel, servers: Mapping[str, ModelServer])
             return
     if problem := _model_problem(served.model):
         yield FieldViolation(f"{field}.model", problem)
+    if served.revision and not _REVISION.fullmatch(served.revision):
+        yield FieldViolation(f"{field}.revision", "must be a commit, a branch or a tag: letters, digits, `.`, `_` and `-`")
+    elif served.revision and is_folder(served):
+        yield FieldViolation(f"{field}.revision", "must be empty: the model is a folder")
 
 
 def _of_endpoint(field: str, served: ServedModel, endpoint: EndpointSettings) -> _Violations:
@@ -97,6 +108,10 @@ def _of_endpoint(field: str, served: ServedModel, endpoint: EndpointSettings) ->
         yield FieldViolation(f"{field}.args", f"must be empty: {endpoint.name} is an endpoint, which takes none")
     if served.num_gpus:
         yield FieldViolation(f"{field}.num_gpus", f"must be 0: {endpoint.name} is an endpoint, which needs none")
+    if served.revision:
+        yield FieldViolation(f"{field}.revision", f"must be empty: {endpoint.name} is an endpoint")
+    if served.max_replicas > 1:
+        yield FieldViolation(f"{field}.max_replicas", f"must be 1: {endpoint.name} is an endpoint, which is one server")
 
 
 def _no_engine(name: str, servers: Mapping[str, ModelServer]) -> str:

@@ -39,6 +39,7 @@ from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.jobs.filters import SuiteRunMatcher
 from evalrpc.jobs.ids import job_ids
+from evalrpc.jobs.served_models import served_models
 from evalrpc.jobs.share_policy import URGENT_PRIORITY, Entitlements, is_urgent
 from evalrpc.jobs.views import reduce_to_view
 from evalrpc.preparations.preparation import Preparation
@@ -229,6 +230,7 @@ class EvaluationService:
         job = _new_job(next(self.job_ids), request, principal.owner)
         await self._check_names(job)
         await self._check_preparation(job.request)
+        await self._pin_models(job.request)
         return job
 
     def _require_accepting(self) -> None:
@@ -617,6 +619,7 @@ class EvaluationService:
         try:
             await self._check_names(job)
             await self._check_preparation(job.request)
+            await self._pin_models(job.request)
         except InvalidRequestError as error:
             raise InvalidRequestError(violations=jobs.located(index, error.violations)) from error
         run.jobs.add(entry=run.suite.entries[index].name, job_id=job.job_id)
@@ -705,6 +708,11 @@ class EvaluationService:
             harness = self.settings.harnesses[request.harness]
             await self._look_up(lambda: preparation_use.require_folder(request, harness))
 
+    async def _pin_models(self, request: EvaluateRequest) -> None:
+        """Say which commits of its served models a request is about. Raises InvalidRequestError."""
+        if served_models(request):
+            await self._look_up(lambda: self.engines.pin(request))
+
     async def _cache_key(self, mode: CacheMode.ValueType, job: JobInfo) -> bytes:
         """Return the key that identical evaluations share; empty if the cache can't be used."""
         if mode != CACHE_MODE_ALLOW:
@@ -714,7 +722,7 @@ class EvaluationService:
 
     def _judge(self, request: EvaluateRequest) -> str:
         """Return what the answers of the judge of a request depend on, if it has one and that can be told. Blocks."""
-        return self.engines.fingerprint(request.judge_model) if request.HasField("judge_model") else ""
+        return self.engines.key(request.judge_model) if request.HasField("judge_model") else ""
 
     async def _read(self, read: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self.pools.readers, read)
@@ -820,6 +828,7 @@ def _new_job(job_id: str, call: SubmitJobRequest, owner: str) -> JobInfo:
         supersede_key=call.supersede_key,
         owner=owner,
         preemptible=call.preemptible,
+        cache=call.cache,
     )
     if call.HasField("timeout"):
         job.timeout.CopyFrom(call.timeout)

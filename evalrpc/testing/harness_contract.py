@@ -38,7 +38,12 @@ NAME: Final = "nightly"
 """The name under which the harness is configured: that of an operator, which need not be its kind."""
 
 _SECRET: Final = {"SECRET": "of the operator"}
-_SERVED: Final = ServedEndpoint("http://127.0.0.1:4711/j/0b54e7a6/v1", "tiny-model", "/models/tiny-model", APIS)
+_KEY: Final = "0b54e7a6"
+_SERVED: Final = ServedEndpoint(
+    *(f"http://127.0.0.1:4711/j/{_KEY}/v1", "tiny-model", "/models/tiny-model", APIS),
+    open_url="http://127.0.0.1:4711/v1",
+    key=_KEY,
+)
 _NO_TASKS: Final = (
     *("", " ", "-x", "--output_path=/x", "a,b", "../a", "a/b", "/etc/passwd", "a\\b", "t.yaml"),
     *("a\0b", "a\nb", "x" * 5000),
@@ -228,8 +233,14 @@ class HarnessContract:
         command = harness.command(replace(run, request=pointed))
         env = {**command.env, **served_environment(harness.served_needs, _SERVED, command.env)}
         content = [*command.argv, *env.values(), *(file.decode(errors="replace") for file in command.files.values())]
-        for told in (_SERVED.url, _SERVED.name):
-            assert any(told in text for text in content), f"nothing tells the program {told!r}"
+        assert any(_SERVED.name in text for text in content), f"nothing tells the program {_SERVED.name!r}"
+        has_address = any(_SERVED.url in text for text in content)
+        has_both = all(any(told in text for text in content) for told in (_SERVED.open_url, _SERVED.key))
+        assert has_address or has_both, f"nothing tells the program {_SERVED.url!r}, or `open_url` and `key`"
+        hint = "tell it by a file or the environment, or put `open_url` there, and `key` into a file or the environment"
+        assert not any(_KEY in argument for argument in command.argv), (
+            f"others on the machine see it in the command line: {hint}"
+        )
 
     @pytest.mark.parametrize("name", _NO_TASKS)
     def test_what_is_no_task_name_is_refused(self, name: str, harness: Harness) -> None:

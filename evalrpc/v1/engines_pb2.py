@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/engines.proto\x12\nevalrpc.v1\x1a\x15\x65valrpc/v1/jobs.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x14\n\x12ListEnginesRequest\"a\n\x13ListEnginesResponse\x12#\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x12.evalrpc.v1.Engine\x12%\n\x05kinds\x18\x02 \x03(\x0b\x32\x16.evalrpc.v1.EngineKind\"f\n\nEngineKind\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x02 \x03(\t\x12\x1a\n\x12unavailable_reason\x18\x03 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\x08\x12\x0e\n\x06models\x18\x05 \x03(\t\"\xa6\x03\n\x06\x45ngine\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12-\n\x0cserved_model\x18\x02 \x01(\x0b\x32\x17.evalrpc.v1.ServedModel\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.evalrpc.v1.EngineState\x12/\n\x0bstate_since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04gpus\x18\x06 \x03(\t\x12\x0c\n\x04node\x18\x07 \x01(\t\x12\x16\n\tjob_count\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x31\n\x0estart_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\rrestart_count\x18\n \x01(\x03H\x01\x88\x01\x01\x12\r\n\x05\x65rror\x18\x0b \x01(\t\x12\r\n\x05owner\x18\x0c \x01(\t\x12\x10\n\x08warnings\x18\r \x03(\tB\x0c\n\n_job_countB\x10\n\x0e_restart_count\"&\n\x11StopEngineRequest\x12\x11\n\tengine_id\x18\x01 \x01(\t\"\x14\n\x12StopEngineResponse*\x91\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NGINE_STATE_STARTING\x10\x01\x12\x16\n\x12\x45NGINE_STATE_READY\x10\x02\x12\x19\n\x15\x45NGINE_STATE_STOPPING\x10\x03\x12\x16\n\x12\x45NGINE_STATE_ENDED\x10\x04\x42\x31\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/engines.proto\x12\nevalrpc.v1\x1a\x15\x65valrpc/v1/jobs.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x14\n\x12ListEnginesRequest\"a\n\x13ListEnginesResponse\x12#\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x12.evalrpc.v1.Engine\x12%\n\x05kinds\x18\x02 \x03(\x0b\x32\x16.evalrpc.v1.EngineKind\"f\n\nEngineKind\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x02 \x03(\t\x12\x1a\n\x12unavailable_reason\x18\x03 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\x08\x12\x0e\n\x06models\x18\x05 \x03(\t\"\xba\x03\n\x06\x45ngine\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12-\n\x0cserved_model\x18\x02 \x01(\x0b\x32\x17.evalrpc.v1.ServedModel\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.evalrpc.v1.EngineState\x12/\n\x0bstate_since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04gpus\x18\x06 \x03(\t\x12\x0c\n\x04node\x18\x07 \x01(\t\x12\x16\n\tjob_count\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x31\n\x0estart_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\rrestart_count\x18\n \x01(\x03H\x01\x88\x01\x01\x12\r\n\x05\x65rror\x18\x0b \x01(\t\x12\r\n\x05owner\x18\x0c \x01(\t\x12\x10\n\x08warnings\x18\r \x03(\t\x12\x12\n\nreplica_of\x18\x0e \x01(\tB\x0c\n\n_job_countB\x10\n\x0e_restart_count\"&\n\x11StopEngineRequest\x12\x11\n\tengine_id\x18\x01 \x01(\t\"\x14\n\x12StopEngineResponse*\x91\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NGINE_STATE_STARTING\x10\x01\x12\x16\n\x12\x45NGINE_STATE_READY\x10\x02\x12\x19\n\x15\x45NGINE_STATE_STOPPING\x10\x03\x12\x16\n\x12\x45NGINE_STATE_ENDED\x10\x04\x42\x31\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evalrpc.v1.engines_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\nevalrpc.v1P\001Z\024evalrpc/v1;evalrpcv1\252\002\nEvalrpc.V1'
-  _globals['_ENGINESTATE']._serialized_start=841
-  _globals['_ENGINESTATE']._serialized_end=986
+  _globals['_ENGINESTATE']._serialized_start=861
+  _globals['_ENGINESTATE']._serialized_end=1006
   _globals['_LISTENGINESREQUEST']._serialized_start=128
   _globals['_LISTENGINESREQUEST']._serialized_end=148
   _globals['_LISTENGINESRESPONSE']._serialized_start=150
@@ -44,9 +44,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENGINEKIND']._serialized_start=249
   _globals['_ENGINEKIND']._serialized_end=351
   _globals['_ENGINE']._serialized_start=354
-  _globals['_ENGINE']._serialized_end=776
-  _globals['_STOPENGINEREQUEST']._serialized_start=778
-  _globals['_STOPENGINEREQUEST']._serialized_end=816
-  _globals['_STOPENGINERESPONSE']._serialized_start=818
-  _globals['_STOPENGINERESPONSE']._serialized_end=838
+  _globals['_ENGINE']._serialized_end=796
+  _globals['_STOPENGINEREQUEST']._serialized_start=798
+  _globals['_STOPENGINEREQUEST']._serialized_end=836
+  _globals['_STOPENGINERESPONSE']._serialized_start=838
+  _globals['_STOPENGINERESPONSE']._serialized_end=858
 # @@protoc_insertion_point(module_scope)

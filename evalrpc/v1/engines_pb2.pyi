@@ -162,6 +162,7 @@ class Engine(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    REPLICA_OF_FIELD_NUMBER: _builtins.int
     engine_id: _builtins.str
     """Identifies it."""
     state: Global___EngineState.ValueType
@@ -177,6 +178,10 @@ class Engine(_message.Message):
     owner: _builtins.str
     """The owner for whom alone it answers, on a server that runs the programs of each owner with an account of its own. Empty: for
     everybody.
+    """
+    replica_of: _builtins.str
+    """The engine beside which it answers, as another process with the same model (see `ServedModel.max_replicas`), and which jobs name
+    as theirs. Empty: it is no such replica.
     """
     @_builtins.property
     def served_model(self) -> _jobs_pb2.ServedModel:
@@ -220,10 +225,11 @@ class Engine(_message.Message):
         error: _builtins.str = ...,
         owner: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        replica_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_job_count", b"_job_count", "_restart_count", b"_restart_count", "job_count", b"job_count", "restart_count", b"restart_count", "served_model", b"served_model", "start_duration", b"start_duration", "started_at", b"started_at", "state_since", b"state_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_count", b"_job_count", "_restart_count", b"_restart_count", "engine_id", b"engine_id", "error", b"error", "gpus", b"gpus", "job_count", b"job_count", "node", b"node", "owner", b"owner", "restart_count", b"restart_count", "served_model", b"served_model", "start_duration", b"start_duration", "started_at", b"started_at", "state", b"state", "state_since", b"state_since", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_count", b"_job_count", "_restart_count", b"_restart_count", "engine_id", b"engine_id", "error", b"error", "gpus", b"gpus", "job_count", b"job_count", "node", b"node", "owner", b"owner", "replica_of", b"replica_of", "restart_count", b"restart_count", "served_model", b"served_model", "start_duration", b"start_duration", "started_at", b"started_at", "state", b"state", "state_since", b"state_since", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__job_count: _TypeAlias = _typing.Literal["job_count"]  # noqa: Y015
     _WhichOneofArgType__job_count: _TypeAlias = _typing.Literal["_job_count", b"_job_count"]  # noqa: Y015

@@ -404,6 +404,8 @@ class ServedModel(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
     NUM_GPUS_FIELD_NUMBER: _builtins.int
+    MAX_REPLICAS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """The engine, or the endpoint, by the name that the operator gave it (see ListEngines). One that needs a secret which the
     caller's jobs may not use is rejected with PERMISSION_DENIED and the reason `SECRET_NOT_ALLOWED`. Required.
@@ -415,6 +417,16 @@ class ServedModel(_message.Message):
     num_gpus: _builtins.int
     """How many GPUs the engine needs. The server fills it in where it is absent: as `EvaluateRequest.num_gpus`, and 0 for an
     endpoint, which takes no others. All GPUs that a job needs at once lie on one node.
+    """
+    max_replicas: _builtins.int
+    """How many processes of the engine may answer at once, each with `num_gpus` GPUs. A job waits for the first alone; further ones,
+    its replicas, are started once that answers, while there are GPUs that no queued job waits for, and end as soon as one does.
+    1 to 64; of an endpoint at most 1. Absent: 1. Jobs that differ in nothing else share an engine.
+    """
+    revision: _builtins.str
+    """Of a repository of the Hugging Face Hub: a commit, or a branch or tag, that the engine has in its cache as a whole; any other is
+    rejected. The server replaces it by the commit, and fills that in where it is absent and the cache has the default branch: the
+    engine loads that commit, and jobs with the same one share an engine. Empty where nobody can tell: then none is shared.
     """
     @_builtins.property
     def args(self) -> _struct_pb2.Struct:
@@ -429,13 +441,20 @@ class ServedModel(_message.Message):
         model: _builtins.str = ...,
         args: _struct_pb2.Struct | None = ...,
         num_gpus: _builtins.int | None = ...,
+        max_replicas: _builtins.int | None = ...,
+        revision: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_gpus", b"_num_gpus", "args", b"args", "num_gpus", b"num_gpus"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_num_gpus", b"_num_gpus", "args", b"args", "max_replicas", b"max_replicas", "num_gpus", b"num_gpus"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_gpus", b"_num_gpus", "args", b"args", "engine", b"engine", "model", b"model", "num_gpus", b"num_gpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_num_gpus", b"_num_gpus", "args", b"args", "engine", b"engine", "max_replicas", b"max_replicas", "model", b"model", "num_gpus", b"num_gpus", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_replicas: _TypeAlias = _typing.Literal["max_replicas"]  # noqa: Y015
+    _WhichOneofArgType__max_replicas: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas"]  # noqa: Y015
     _WhichOneofReturnType__num_gpus: _TypeAlias = _typing.Literal["num_gpus"]  # noqa: Y015
     _WhichOneofArgType__num_gpus: _TypeAlias = _typing.Literal["_num_gpus", b"_num_gpus"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_replicas) -> _WhichOneofReturnType__max_replicas | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__num_gpus) -> _WhichOneofReturnType__num_gpus | None: ...
 
 Global___ServedModel: _TypeAlias = ServedModel  # noqa: Y015
@@ -520,6 +539,7 @@ class JobInfo(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     JUDGE_USAGE_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID4 in its canonical form, chosen by the server."""
     status: Global___JobStatus.ValueType
@@ -567,6 +587,11 @@ class JobInfo(_message.Message):
     traceparent: _builtins.str
     """The call that submitted it, in its trace: the `traceparent` of W3C Trace Context. The trace is the client's, if the call had the
     metadata `traceparent`. Set by the server for good; empty where the server recorded no traces then.
+    """
+    cache: Global___CacheMode.ValueType
+    """As submitted: whether it may share the run of another job. With CACHE_MODE_ALLOW a job with a served model also gets the answers
+    that the owner's other jobs got from the same weights to the same questions, if these are greedy or have a seed: see
+    `Usage.replayed_count`.
     """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -634,13 +659,13 @@ class JobInfo(_message.Message):
         """
 
     @_builtins.property
-    def usage(self) -> Global___Usage:
+    def usage(self) -> _results_pb2.Usage:
         """What became of the questions that its latest attempt asked an engine, while it runs as of some seconds ago. Absent before
         any count, and without `EvaluateRequest.served_model`.
         """
 
     @_builtins.property
-    def judge_usage(self) -> Global___Usage:
+    def judge_usage(self) -> _results_pb2.Usage:
         """The same of the questions that were asked of its judge. Absent without `EvaluateRequest.judge_model`."""
 
     def __init__(
@@ -676,13 +701,14 @@ class JobInfo(_message.Message):
         attempt_count: _builtins.int | None = ...,
         preemptible: _builtins.bool = ...,
         suite_run_id: _builtins.str = ...,
-        usage: Global___Usage | None = ...,
-        judge_usage: Global___Usage | None = ...,
+        usage: _results_pb2.Usage | None = ...,
+        judge_usage: _results_pb2.Usage | None = ...,
         traceparent: _builtins.str = ...,
+        cache: Global___CacheMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "judge_usage", b"judge_usage", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "retry_at", b"retry_at", "started_at", b"started_at", "timeout", b"timeout", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "attempts", b"attempts", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "judge_usage", b"judge_usage", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "suite_run_id", b"suite_run_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "traceparent", b"traceparent", "usage", b"usage", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "attempts", b"attempts", "cache", b"cache", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "judge_usage", b"judge_usage", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "suite_run_id", b"suite_run_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "traceparent", b"traceparent", "usage", b"usage", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__attempt: _TypeAlias = _typing.Literal["attempt"]  # noqa: Y015
     _WhichOneofArgType__attempt: _TypeAlias = _typing.Literal["_attempt", b"_attempt"]  # noqa: Y015
@@ -702,87 +728,6 @@ class JobInfo(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
 
 Global___JobInfo: _TypeAlias = JobInfo  # noqa: Y015
-
-@_typing.final
-class Usage(_message.Message):
-    """What became of the questions that an attempt asked an engine. A question counts once, however often it was tried."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ANSWERED_COUNT_FIELD_NUMBER: _builtins.int
-    TRUNCATED_COUNT_FIELD_NUMBER: _builtins.int
-    EMPTY_COUNT_FIELD_NUMBER: _builtins.int
-    FAILED_COUNT_FIELD_NUMBER: _builtins.int
-    RETRIED_COUNT_FIELD_NUMBER: _builtins.int
-    REPLAYED_COUNT_FIELD_NUMBER: _builtins.int
-    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
-    COMPLETION_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
-    answered_count: _builtins.int
-    """Questions with a good answer, those from the recording too."""
-    truncated_count: _builtins.int
-    """Those whose answers were cut off at the limit of tokens. Questions for log-likelihoods always are, and don't count."""
-    empty_count: _builtins.int
-    """Those with an answer without any text."""
-    failed_count: _builtins.int
-    """Questions that were answered with an error, and not answered well since."""
-    retried_count: _builtins.int
-    """How often an engine was asked again."""
-    replayed_count: _builtins.int
-    """Answers that an earlier attempt of the job had got already, so that no engine was asked."""
-    prompt_token_count: _builtins.int
-    """Tokens of all questions that were answered, as the engine counted."""
-    completion_token_count: _builtins.int
-    """Tokens of all answers, as the engine counted."""
-    def __init__(
-        self,
-        *,
-        answered_count: _builtins.int | None = ...,
-        truncated_count: _builtins.int | None = ...,
-        empty_count: _builtins.int | None = ...,
-        failed_count: _builtins.int | None = ...,
-        retried_count: _builtins.int | None = ...,
-        replayed_count: _builtins.int | None = ...,
-        prompt_token_count: _builtins.int | None = ...,
-        completion_token_count: _builtins.int | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_answered_count", b"_answered_count", "_completion_token_count", b"_completion_token_count", "_empty_count", b"_empty_count", "_failed_count", b"_failed_count", "_prompt_token_count", b"_prompt_token_count", "_replayed_count", b"_replayed_count", "_retried_count", b"_retried_count", "_truncated_count", b"_truncated_count", "answered_count", b"answered_count", "completion_token_count", b"completion_token_count", "empty_count", b"empty_count", "failed_count", b"failed_count", "prompt_token_count", b"prompt_token_count", "replayed_count", b"replayed_count", "retried_count", b"retried_count", "truncated_count", b"truncated_count"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answered_count", b"_answered_count", "_completion_token_count", b"_completion_token_count", "_empty_count", b"_empty_count", "_failed_count", b"_failed_count", "_prompt_token_count", b"_prompt_token_count", "_replayed_count", b"_replayed_count", "_retried_count", b"_retried_count", "_truncated_count", b"_truncated_count", "answered_count", b"answered_count", "completion_token_count", b"completion_token_count", "empty_count", b"empty_count", "failed_count", b"failed_count", "prompt_token_count", b"prompt_token_count", "replayed_count", b"replayed_count", "retried_count", b"retried_count", "truncated_count", b"truncated_count"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__answered_count: _TypeAlias = _typing.Literal["answered_count"]  # noqa: Y015
-    _WhichOneofArgType__answered_count: _TypeAlias = _typing.Literal["_answered_count", b"_answered_count"]  # noqa: Y015
-    _WhichOneofReturnType__completion_token_count: _TypeAlias = _typing.Literal["completion_token_count"]  # noqa: Y015
-    _WhichOneofArgType__completion_token_count: _TypeAlias = _typing.Literal["_completion_token_count", b"_completion_token_count"]  # noqa: Y015
-    _WhichOneofReturnType__empty_count: _TypeAlias = _typing.Literal["empty_count"]  # noqa: Y015
-    _WhichOneofArgType__empty_count: _TypeAlias = _typing.Literal["_empty_count", b"_empty_count"]  # noqa: Y015
-    _WhichOneofReturnType__failed_count: _TypeAlias = _typing.Literal["failed_count"]  # noqa: Y015
-    _WhichOneofArgType__failed_count: _TypeAlias = _typing.Literal["_failed_count", b"_failed_count"]  # noqa: Y015
-    _WhichOneofReturnType__prompt_token_count: _TypeAlias = _typing.Literal["prompt_token_count"]  # noqa: Y015
-    _WhichOneofArgType__prompt_token_count: _TypeAlias = _typing.Literal["_prompt_token_count", b"_prompt_token_count"]  # noqa: Y015
-    _WhichOneofReturnType__replayed_count: _TypeAlias = _typing.Literal["replayed_count"]  # noqa: Y015
-    _WhichOneofArgType__replayed_count: _TypeAlias = _typing.Literal["_replayed_count", b"_replayed_count"]  # noqa: Y015
-    _WhichOneofReturnType__retried_count: _TypeAlias = _typing.Literal["retried_count"]  # noqa: Y015
-    _WhichOneofArgType__retried_count: _TypeAlias = _typing.Literal["_retried_count", b"_retried_count"]  # noqa: Y015
-    _WhichOneofReturnType__truncated_count: _TypeAlias = _typing.Literal["truncated_count"]  # noqa: Y015
-    _WhichOneofArgType__truncated_count: _TypeAlias = _typing.Literal["_truncated_count", b"_truncated_count"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__answered_count) -> _WhichOneofReturnType__answered_count | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__completion_token_count) -> _WhichOneofReturnType__completion_token_count | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__empty_count) -> _WhichOneofReturnType__empty_count | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__failed_count) -> _WhichOneofReturnType__failed_count | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_token_count) -> _WhichOneofReturnType__prompt_token_count | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__replayed_count) -> _WhichOneofReturnType__replayed_count | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__retried_count) -> _WhichOneofReturnType__retried_count | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__truncated_count) -> _WhichOneofReturnType__truncated_count | None: ...
-
-Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class JobAttempt(_message.Message):

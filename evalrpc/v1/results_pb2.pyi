@@ -159,6 +159,7 @@ class TaskResult(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     RESULTS_ARTIFACT_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Its name, as in `Metric.task`."""
     is_group: _builtins.bool
@@ -198,6 +199,13 @@ class TaskResult(_message.Message):
         most 512 bytes, otherwise as `ModelResult.extra`.
         """
 
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What became of the questions of this task alone, or of this group if that was asked for, where the job's tasks ran one by one
+        (`tasks_separately`) and an engine answered them; without `retried_count`. Absent otherwise, for a harness of the kind `command`,
+        and where the gateway to the engine was started again meanwhile.
+        """
+
     def __init__(
         self,
         *,
@@ -214,10 +222,11 @@ class TaskResult(_message.Message):
         results: _builtins.str = ...,
         results_artifact: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        usage: Global___Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "attempt", b"attempt", "config_hash", b"config_hash", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "is_group", b"is_group", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count", "results", b"results", "results_artifact", b"results_artifact", "samples_hash", b"samples_hash", "subtasks", b"subtasks", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "attempt", b"attempt", "config_hash", b"config_hash", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "is_group", b"is_group", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count", "results", b"results", "results_artifact", b"results_artifact", "samples_hash", b"samples_hash", "subtasks", b"subtasks", "task", b"task", "usage", b"usage", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__effective_sample_count: _TypeAlias = _typing.Literal["effective_sample_count"]  # noqa: Y015
     _WhichOneofArgType__effective_sample_count: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count"]  # noqa: Y015
@@ -233,6 +242,87 @@ class TaskResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__original_sample_count) -> _WhichOneofReturnType__original_sample_count | None: ...
 
 Global___TaskResult: _TypeAlias = TaskResult  # noqa: Y015
+
+@_typing.final
+class Usage(_message.Message):
+    """What became of the questions that an attempt asked an engine. A question counts once, however often it was tried."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERED_COUNT_FIELD_NUMBER: _builtins.int
+    TRUNCATED_COUNT_FIELD_NUMBER: _builtins.int
+    EMPTY_COUNT_FIELD_NUMBER: _builtins.int
+    FAILED_COUNT_FIELD_NUMBER: _builtins.int
+    RETRIED_COUNT_FIELD_NUMBER: _builtins.int
+    REPLAYED_COUNT_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    answered_count: _builtins.int
+    """Questions with a good answer, those from the recording too."""
+    truncated_count: _builtins.int
+    """Those whose answers were cut off at the limit of tokens. Questions for log-likelihoods always are, and don't count."""
+    empty_count: _builtins.int
+    """Those with an answer without any text."""
+    failed_count: _builtins.int
+    """Questions that were answered with an error, and not answered well since."""
+    retried_count: _builtins.int
+    """How often an engine was asked again."""
+    replayed_count: _builtins.int
+    """Answers that an earlier attempt of the job, or another job of its owner, had got already, so that no engine was asked."""
+    prompt_token_count: _builtins.int
+    """Tokens of all questions that were answered, as the engine counted."""
+    completion_token_count: _builtins.int
+    """Tokens of all answers, as the engine counted."""
+    def __init__(
+        self,
+        *,
+        answered_count: _builtins.int | None = ...,
+        truncated_count: _builtins.int | None = ...,
+        empty_count: _builtins.int | None = ...,
+        failed_count: _builtins.int | None = ...,
+        retried_count: _builtins.int | None = ...,
+        replayed_count: _builtins.int | None = ...,
+        prompt_token_count: _builtins.int | None = ...,
+        completion_token_count: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answered_count", b"_answered_count", "_completion_token_count", b"_completion_token_count", "_empty_count", b"_empty_count", "_failed_count", b"_failed_count", "_prompt_token_count", b"_prompt_token_count", "_replayed_count", b"_replayed_count", "_retried_count", b"_retried_count", "_truncated_count", b"_truncated_count", "answered_count", b"answered_count", "completion_token_count", b"completion_token_count", "empty_count", b"empty_count", "failed_count", b"failed_count", "prompt_token_count", b"prompt_token_count", "replayed_count", b"replayed_count", "retried_count", b"retried_count", "truncated_count", b"truncated_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answered_count", b"_answered_count", "_completion_token_count", b"_completion_token_count", "_empty_count", b"_empty_count", "_failed_count", b"_failed_count", "_prompt_token_count", b"_prompt_token_count", "_replayed_count", b"_replayed_count", "_retried_count", b"_retried_count", "_truncated_count", b"_truncated_count", "answered_count", b"answered_count", "completion_token_count", b"completion_token_count", "empty_count", b"empty_count", "failed_count", b"failed_count", "prompt_token_count", b"prompt_token_count", "replayed_count", b"replayed_count", "retried_count", b"retried_count", "truncated_count", b"truncated_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__answered_count: _TypeAlias = _typing.Literal["answered_count"]  # noqa: Y015
+    _WhichOneofArgType__answered_count: _TypeAlias = _typing.Literal["_answered_count", b"_answered_count"]  # noqa: Y015
+    _WhichOneofReturnType__completion_token_count: _TypeAlias = _typing.Literal["completion_token_count"]  # noqa: Y015
+    _WhichOneofArgType__completion_token_count: _TypeAlias = _typing.Literal["_completion_token_count", b"_completion_token_count"]  # noqa: Y015
+    _WhichOneofReturnType__empty_count: _TypeAlias = _typing.Literal["empty_count"]  # noqa: Y015
+    _WhichOneofArgType__empty_count: _TypeAlias = _typing.Literal["_empty_count", b"_empty_count"]  # noqa: Y015
+    _WhichOneofReturnType__failed_count: _TypeAlias = _typing.Literal["failed_count"]  # noqa: Y015
+    _WhichOneofArgType__failed_count: _TypeAlias = _typing.Literal["_failed_count", b"_failed_count"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_token_count: _TypeAlias = _typing.Literal["prompt_token_count"]  # noqa: Y015
+    _WhichOneofArgType__prompt_token_count: _TypeAlias = _typing.Literal["_prompt_token_count", b"_prompt_token_count"]  # noqa: Y015
+    _WhichOneofReturnType__replayed_count: _TypeAlias = _typing.Literal["replayed_count"]  # noqa: Y015
+    _WhichOneofArgType__replayed_count: _TypeAlias = _typing.Literal["_replayed_count", b"_replayed_count"]  # noqa: Y015
+    _WhichOneofReturnType__retried_count: _TypeAlias = _typing.Literal["retried_count"]  # noqa: Y015
+    _WhichOneofArgType__retried_count: _TypeAlias = _typing.Literal["_retried_count", b"_retried_count"]  # noqa: Y015
+    _WhichOneofReturnType__truncated_count: _TypeAlias = _typing.Literal["truncated_count"]  # noqa: Y015
+    _WhichOneofArgType__truncated_count: _TypeAlias = _typing.Literal["_truncated_count", b"_truncated_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answered_count) -> _WhichOneofReturnType__answered_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completion_token_count) -> _WhichOneofReturnType__completion_token_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__empty_count) -> _WhichOneofReturnType__empty_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failed_count) -> _WhichOneofReturnType__failed_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_token_count) -> _WhichOneofReturnType__prompt_token_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replayed_count) -> _WhichOneofReturnType__replayed_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retried_count) -> _WhichOneofReturnType__retried_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__truncated_count) -> _WhichOneofReturnType__truncated_count | None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Metric(_message.Message):

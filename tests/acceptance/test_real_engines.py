@@ -14,7 +14,7 @@ from evalrpc.v1 import jobs_pb2 as pb
 pytestmark = pytest.mark.slow
 
 SUPPORT = Path(__file__).parents[1] / "support"
-TASKS = {"lm-eval": "sums_answer", "inspect-ai": "sums_a", "lmms-eval": "sums_exact"}
+TASKS = {"lm-eval": ["sums_answer"], "inspect-ai": ["sums_a", "sums-b"], "lmms-eval": ["sums_exact"]}
 
 
 class ServedSite(Site):
@@ -34,7 +34,7 @@ class ServedSite(Site):
 
     def ask(self, harness: str) -> pb.JobInfo:
         """Run a job whose model the engine serves."""
-        request = pb.EvaluateRequest(harness=harness, tasks=[TASKS[harness]], limit=3)
+        request = pb.EvaluateRequest(harness=harness, tasks=TASKS[harness], limit=3, tasks_separately=True)
         request.served_model.MergeFrom(pb.ServedModel(engine="transformers", model=self.model))
         return self.client.wait_for_job(self.client.submit(request).job_id, raise_on_failure=False)
 
@@ -63,4 +63,6 @@ def test_all_harnesses_ask_one_engine_which_is_started_once(site: ServedSite) ->
     (engine,) = site.client.list_engines().engines
     assert {job.attempts[-1].engine_id for job in jobs} == {engine.engine_id}
     assert all(job.usage.answered_count >= 3 and not job.usage.failed_count for job in jobs), [job.usage for job in jobs]
+    (found,) = jobs[1].results.values()
+    assert {task.task: task.usage.answered_count for task in found.tasks} == {"sums_a": 3, "sums-b": 6}  # in two epochs
     assert all(result.metrics for job in jobs for result in job.results.values())

@@ -2,15 +2,16 @@
 
     make campaign SERVED_KILLS=100 SEED=1
 
-Jobs of two models ask engines that end soon without them. At the end every job has the results of one that was not interrupted,
-the engines have answered no question more often than the job asked it, but for those in flight at a kill, and nothing is left:
-no process of a job, an engine or the gateway, and no GPU that anybody holds.
+Jobs of two models ask engines that end soon without them, and some of them replicas on a third GPU. At the end every job has
+the results of one that was not interrupted, the engines have answered no question more often than the job asked it, but for
+those in flight at a kill, and nothing is left: no process of a job, an engine or the gateway, and no GPU that anybody holds.
 """
 
 import argparse
 import asyncio
 import json
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -39,7 +40,7 @@ MODELS = ("one", "two")
 TARGETS = ("server", "harness", "engine", "gateway", "holder", "shim of the engine", "server and gateway", "engine and harness")
 
 CONFIG = """
-gpus = "2"
+gpus = "3"
 max_running = 6
 grace_seconds = 0.2
 cgroups = "{cgroups}"
@@ -52,6 +53,7 @@ env = {{ PYTHONPATH = "{support}" }}
 idle_seconds = 2
 """
 
+ENGINE_ID = re.compile(r"engine-[0-9a-f-]{36}")
 MAX_ATTEMPTS = 10
 RECORDING_NS = 2 * 10**9
 """How long an answer may be on its way to the recording, on a busy machine."""
@@ -75,6 +77,8 @@ class Trial:
     kills: Counter[str] = field(default_factory=Counter)
     moments_ns: list[int] = field(default_factory=list)
     """When something was killed, in monotonic time."""
+    killed_engines: dict[str, list[int]] = field(default_factory=dict)
+    """When each engine was killed, or what supervises it, in nanoseconds since 1970."""
 
 
 class Site:
@@ -103,8 +107,8 @@ class Site:
         """Return the processes of engines, the gateway or jobs whose command lines have these words."""
         return [pid for name in names for pid in processes_of_job(name) if words in command_of(pid)]
 
-    def shims(self, names: Sequence[str]) -> list[int]:
-        folders = [path for name in names for path in (self.folder / "data" / "engines" / name).glob("start-*/run")]
+    def shims(self, engine: str) -> list[int]:
+        folders = (self.folder / "data" / "engines" / engine).glob("start-*/run")
         return [pid for pid, _ in filter(None, map(read_pid, folders))]
 
     def left(self) -> list[int]:
@@ -123,8 +127,8 @@ def command_of(pid: int) -> str:
         return ""
 
 
-def request_of(folder: Path, model: str, manner: str) -> pb.EvaluateRequest:
-    served = pb.ServedModel(engine="stub", model=str(folder / model), num_gpus=1)
+def request_of(folder: Path, model: str, manner: str, max_replicas: int = 1) -> pb.EvaluateRequest:
+    served = pb.ServedModel(engine="stub", model=str(folder / model), num_gpus=1, max_replicas=max_replicas)
     return pb.EvaluateRequest(harness="asking", tasks=[manner], served_model=served)
 
 
@@ -136,7 +140,7 @@ async def run_trial(site: Site, kills: int, jobs_per_kill: int, seed: int, manne
         await client.wait_for_job(trial.jobs[0])
         for _ in range(kills):
             for _ in range(jobs_per_kill):
-                request = request_of(site.folder, dice.choice(MODELS), dice.choice(manners))
+                request = request_of(site.folder, dice.choice(MODELS), dice.choice(manners), dice.choice((1, 2)))
                 submit = partial(client.submit, request, max_attempts=MAX_ATTEMPTS)
                 trial.jobs.append((await until_served(submit)).job_id)
             await wait_for_questions(site, client, trial, dice.randrange(1, jobs_per_kill * QUESTIONS))
@@ -166,14 +170,16 @@ def kill_something(site: Site, trial: Trial, dice: random.Random) -> None:
     pids = []
     if "harness" in target:
         pids += dice.sample(running, 1) if (running := site.processes(trial.jobs, "served_harness")) else []
-    if target.startswith("engine"):
-        pids += site.processes(site.engines(), "served_engine")
+    for engine in site.engines():
+        own = site.processes([engine], "served_engine") if target.startswith("engine") else []
+        own += site.shims(engine) if target.startswith("shim") else []
+        if own:
+            trial.killed_engines.setdefault(engine, []).append(time.time_ns())
+        pids += own
     if "gateway" in target:
         pids += site.processes(site.gateways(), "evalrpc.engines.gateway")
     if target == "holder":
         pids += site.processes(site.gateways(), "socket_holder")
-    if target.startswith("shim"):
-        pids += site.shims(site.engines())
     trial.moments_ns.append(time.monotonic_ns())
     send_signal(pids, signal.SIGKILL)
     if "server" in target:
@@ -211,7 +217,8 @@ def check(trial: Trial, jobs: Mapping[str, pb.JobInfo], notes: str) -> list[str]
     for job_id in trial.jobs:
         job = jobs[job_id]
         if job.status != pb.JOB_STATUS_COMPLETED:
-            problems += [] if has_right_to_fail(job) else [f"{job_id}: {outcome(job)}: {job.error.message}"]
+            has_right_to_fail = is_worn_out(job) or was_engine_killed(job, trial)
+            problems += [] if has_right_to_fail else [f"{job_id}: {outcome(job)}: {job.error.message}"]
         elif results_of(job) != expected:
             problems.append(f"{job_id}: its results are not those of a job that was not interrupted: {results_of(job)}")
         elif job.usage.answered_count != QUESTIONS:
@@ -231,11 +238,19 @@ def results_of(job: pb.JobInfo) -> list[object]:
     return [*metrics, *(Path(path).read_text() for result in results for path in sorted(result.samples))]
 
 
-def has_right_to_fail(job: pb.JobInfo) -> bool:
-    """Tell whether a job was hit as often as it takes, or its engine was killed while it loaded."""
+def is_worn_out(job: pb.JobInfo) -> bool:
+    """Tell whether a job was hit as often as it takes."""
     reasons = Counter(attempt.error.reason for attempt in job.attempts)
-    is_unstarted = job.error.reason == "ENGINE_START_FAILED" and "ended before it answered" in job.error.message
-    return is_unstarted or reasons[ENGINE_LOST_REASON] > 3 or job.attempt >= MAX_ATTEMPTS
+    return reasons[ENGINE_LOST_REASON] > 3 or job.attempt >= MAX_ATTEMPTS
+
+
+def was_engine_killed(job: pb.JobInfo, trial: Trial) -> bool:
+    """Tell whether the engine that a job's error names was killed before that, while it loaded its model."""
+    if job.error.reason != "ENGINE_START_FAILED" or "ended before it answered" not in job.error.message:
+        return False
+    named = ENGINE_ID.findall(job.error.message)
+    failed_ns = job.completed_at.ToNanoseconds()
+    return any(moment < failed_ns for engine in named for moment in trial.killed_engines.get(engine, ()))
 
 
 def what_is_left(site: Site) -> list[str]:
@@ -244,7 +259,7 @@ def what_is_left(site: Site) -> list[str]:
         eventually(lambda: not any(gpu.held for gpu in client.get_queue_status().gpus), "for all GPUs to be free")
         eventually(lambda: not site.left(), "for all processes to end")
         queue = client.get_queue_status()
-    return [] if queue.free_gpu_count == 2 else [f"{queue.free_gpu_count} of 2 GPUs are free"]
+    return [] if queue.free_gpu_count == 3 else [f"{queue.free_gpu_count} of 3 GPUs are free"]
 
 
 def run_campaign(
@@ -267,6 +282,7 @@ def run_campaign(
         "jobs": len(jobs),
         "attempts": sum(len(job.attempts) for job in jobs.values()),
         "engines": len({attempt.engine_id for job in jobs.values() for attempt in job.attempts if attempt.engine_id}),
+        "engine processes": len({line.split(" ")[2].partition("-")[0] for line in notes.splitlines()}),
         "questions": len(asked),
         "asked": sum(map(len, asked.values())),
         "replayed": sum(job.usage.replayed_count for job in jobs.values()),

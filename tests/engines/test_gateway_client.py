@@ -11,7 +11,7 @@ import pytest
 from engine_stub import EngineStub
 from gateway_process import TOKEN, GatewayProcess, chat, engine_of, gateway_process, route_to
 
-from evalrpc.engines.gateway.contract import CONTROL_SOCKET, PROTOCOL, Counters, Engine, Replica, RouteStatus
+from evalrpc.engines.gateway.contract import CONTROL_SOCKET, PROTOCOL, Counters, Engine, Lender, Replica, RouteStatus
 from evalrpc.engines.gateway_client import GatewayClient
 from evalrpc.errors import GatewayRefusedError, GatewayUnavailableError
 
@@ -27,7 +27,7 @@ def test_a_gateway_that_was_just_started_says_that_it_knows_nothing(tmp_path: Pa
 
 def test_what_is_declared_is_listed_but_for_the_keys(gateway: GatewayProcess, recording: Path) -> None:
     engine = Engine("tiny", (Replica("http://127.0.0.1:1/v1", 3),), model="m", key="a secret", key_header="x-api-key")
-    route = route_to(recording, lenders=("/elsewhere",), max_recording_bytes=5, max_tries=2)
+    route = route_to(recording, lenders=(Lender("/elsewhere", "p"),), max_recording_bytes=5, max_tries=2)
     status = gateway.client.declare([engine], [route])
     assert status.declared
     assert status.engines == (replace(engine, key=""),)

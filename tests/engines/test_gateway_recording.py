@@ -12,7 +12,7 @@ from engine_stub import Asked, EngineStub, Gate, answer_with_number, completion,
 from gateway_process import TOKEN, GatewayProcess, chat, engine_of, route_to
 from waiting import eventually
 
-from evalrpc.engines.gateway.contract import Counters
+from evalrpc.engines.gateway.contract import Counters, Lender
 
 OTHER_TOKEN = "another-token-of-a-test_0123"
 
@@ -359,12 +359,37 @@ def test_answers_of_other_jobs_are_lent_where_the_engine_would_repeat_them(
     for body in bodies:
         served.ask(body)
     own = recording.with_name("own")
-    served.client.put_route(route_to(own, OTHER_TOKEN, lenders=(str(recording), str(recording.with_name("missing")))))
+    prefix = route_to(recording).key_prefix  # that of the lender, which is another one than its own
+    lenders = (Lender(str(recording), prefix), Lender(str(recording.with_name("missing")), prefix))
+    served.client.put_route(route_to(own, OTHER_TOKEN, key_prefix="the same elsewhere", lenders=lenders))
     texts = [served.ask(body, OTHER_TOKEN).text for body in bodies]
     assert texts == ["answer 1", "answer 2", "answer 5", "answer 6"]
     assert counters_of(served, OTHER_TOKEN).replayed == 2
     assert _rows(own) == 4
     assert not recording.with_name("missing").exists()
+
+
+def test_questions_of_each_part_of_a_route_are_counted_until_the_gateway_is_started_again(
+    mortal: GatewayProcess, stub: EngineStub, recording: Path
+) -> None:
+    for part, text in (("1", "a"), ("2", "a"), ("2", "b")):
+        assert mortal.ask(chat(text), path=f"/t/{part}/v1/chat/completions").status == 200
+    mortal.ask(chat("c"))
+    stub.behave = lambda asked: asked.answer({"error": "no"}, 400)
+    mortal.ask(chat("d"), path="/t/3/v1/chat/completions")
+    one, two, three = counters_of(mortal).parts
+    assert (one.name, one.answered, one.prompt_tokens) == ("1", 1, 10)
+    assert (two.name, two.answered, two.completion_tokens) == ("2", 2, 2)
+    assert (three.name, three.answered, three.failed) == ("3", 0, 1)
+    assert counters_of(mortal).answered == 4
+    begin_attempt(mortal, recording, "2")
+    mortal.ask(chat("b"), path="/t/2/v1/chat/completions")
+    assert [(part.name, part.replayed) for part in counters_of(mortal).parts] == [("2", 1)]
+    mortal.kill()
+    mortal.start()
+    mortal.client.declare([engine_of(stub)], [route_to(recording, attempt="2")])
+    mortal.ask(chat("a"), path="/t/1/v1/chat/completions")
+    assert counters_of(mortal).parts == (), "it does not know what the earlier one has counted"
 
 
 def _rows(recording: Path) -> int:

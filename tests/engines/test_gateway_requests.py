@@ -135,6 +135,19 @@ def test_without_a_token_there_is_nothing(served: GatewayProcess, target: str) -
     assert served.request("GET", target).status in (400, 404)
 
 
+def test_the_token_may_be_a_bearer_token_which_no_engine_sees(served: GatewayProcess, stub: EngineStub) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    body = json.dumps(chat("a")).encode()
+    first = served.request("POST", "/v1/chat/completions", body, headers)
+    assert first.status == 200
+    assert "authorization" not in stub.asked[0].headers
+    assert served.request("POST", "/v1/chat/completions", body, {"Authorization": "Bearer another"}).status == 404
+    assert served.request("POST", "/v1/chat/completions", body, {"Authorization": TOKEN[1:]}).status == 404
+    served.client.remove_route(TOKEN)
+    assert served.request("POST", "/v1/chat/completions", body, headers).status == 404
+    assert len(stub.asked) == 1
+
+
 def test_a_head_request_has_no_body(served: GatewayProcess, stub: EngineStub) -> None:
     stub.behave = lambda asked: asked.write(
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + (b"{}" if asked.method == "GET" else b"")

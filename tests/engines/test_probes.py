@@ -34,6 +34,9 @@ class Sound:
             return
         fields = asked.fields
         self.asked.append(fields)
+        if fields["model"] != "tiny" and "name" not in self.answers:
+            asked.answer({"error": "no such model"}, 404)
+            return
         kind = "chat" if "messages" in fields else "text"
         text = fields["messages"][0]["content"] if kind == "chat" else fields["prompt"]
         if kind in self.answers and (answer := self.answers[kind](fields)) is not None:
@@ -90,9 +93,18 @@ def numbered() -> Callable[[dict[str, Any]], object]:
     return lambda _: completion(f"answer {next(numbers)}")
 
 
+def changed_from(count: int) -> Callable[[dict[str, Any]], object]:
+    """Answer otherwise from the question of this number on."""
+    numbers = iter(range(100))
+    return lambda _: completion("Paris" if next(numbers) < count else "London")
+
+
 @pytest.mark.parametrize(
     ("answers", "api", "warning"),
     [
+        ({"chat": changed_from(5)}, ("chat",), "when that was asked 4 times at once ('Paris', 'London')"),
+        ({"name": lambda _: None}, ("chat",), "it answers for any name of a model"),
+        ({"name": lambda _: None}, ("completions",), "it answers for any name of a model"),
         ({"chat": numbered()}, ("chat",), "gave two answers to the same greedy question ('answer 0', 'answer 1')"),
         ({"chat": lambda _: completion("")}, ("chat",), "its greedy answer to a simple question is empty"),
         ({"chat": lambda _: {**completion(), "model": "other"}}, ("chat",), "says that other has answered"),

@@ -75,6 +75,18 @@ def test_inspect_ai_asks_for_chats_and_not_for_ever() -> None:
     assert files == {"model.json": {"responses_api": False}, "generate.json": {"max_retries": 10}}
 
 
+@pytest.mark.parametrize("kind", ["lmms-eval", "lm-eval", "inspect-ai", "command"])
+def test_nothing_secret_stands_in_a_command_line(kind: str) -> None:
+    secret = ALL._replace(open_url="http://127.0.0.1:4711/v1", key="token")
+    request, command = pointed(kind, secret)
+    assert not any("token" in argument.replace("tokenizer", "") for argument in command.argv)
+    if kind == "inspect-ai":
+        assert "--model-base-url=http://127.0.0.1:4711/v1" in command.argv
+        (content,) = (content for path, content in command.files.items() if path.name == "model.json")
+        assert json.loads(content) == {"api_key": "token", "responses_api": False}
+        assert request.model_args.fields["api_key"].string_value == "token"
+
+
 def test_a_command_is_told_the_name() -> None:
     assert pointed("command", CHATS)[1].argv == ("p", "tiny", "/output")
 

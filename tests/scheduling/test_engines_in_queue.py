@@ -1,6 +1,7 @@
 """The queue in memory with engines: who starts, which engine ends, who gives way, who pays, what those who wait are told."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -289,3 +290,53 @@ def test_a_job_whose_model_is_up_waits_for_the_gpus_of_its_judge_alone() -> None
     queue.clock.seconds += RESERVATION
     assert not isinstance(queue.choose(), Placement)
     assert "needs 2 GPUs" in queue.reason("job-9")
+
+
+def with_replica(queue: Queue, **fields: Any) -> str:
+    """Have a job run that asks an engine with one GPU, and a replica beside it. Return the job."""
+    engine = queue.engines.put("m", "0")
+    user = queue.run("m", **fields)
+    queue.engines.put("replica", "1", identity="", replica_of=engine.engine_id, users=frozenset([user]))
+    queue.state.engines_changed()
+    return user
+
+
+def test_a_replica_ends_for_whoever_needs_its_gpu_and_its_jobs_go_on(queue: Queue) -> None:
+    with_replica(queue)
+    wide = queue.submit(num_gpus=3)
+    assert queue.choose() == Eviction(queue.state._queued[wide], ("engine-replica",))
+
+
+def test_an_engine_gives_way_with_its_replicas(queue: Queue) -> None:
+    with_replica(queue, preemptible=True)
+    queue.submit(num_gpus=4, priority=5)
+    chosen = queue.choose()
+    assert isinstance(chosen, Preemption)
+    assert [victim.engine_id for victim in chosen.victims] == ["engine-m"]
+
+
+def test_a_replica_is_started_only_on_what_no_queued_job_waits_for(queue: Queue) -> None:
+    queue.engines.put("m", "0")
+    user = queue.run("m")
+    queue.state.engines_changed()
+    devices = partial(queue.state.devices_for_replica, "local", users=[user], placed={})
+    assert devices(1) == ("1",)
+    assert devices(4) is None
+    queue.submit("m")
+    assert devices(1) == ("1",), "that job needs no GPU of its own"
+    queue.submit(num_gpus=4)
+    assert devices(1) is None
+    assert devices(0) == ()
+
+
+def test_replicas_count_for_the_quotas_of_those_who_want_them() -> None:
+    quotas = {"ann": QuotaSettings(max_gpus=1), "bob": QuotaSettings(max_gpus=2)}
+    queue = Queue(SharePolicy(quotas=quotas))
+    of_bob = with_replica(queue, owner="bob")
+    of_ann = queue.run("m", owner="ann")
+    queue.state.engines_changed()
+    assert queue.state.replicas_over_quota() == []
+    assert queue.state.devices_for_replica("local", 1, [of_bob], {}) is None
+    queue.engines.put("replica", users=frozenset([of_ann, of_bob]))
+    queue.state.engines_changed()
+    assert queue.state.replicas_over_quota() == ["engine-replica"]

@@ -88,6 +88,13 @@ def test_the_gpus_of_an_engine_are_limited() -> None:
     ]
 
 
+def test_the_gpus_of_replicas_are_limited_too() -> None:
+    call = served_call("lm-eval", "m", num_gpus=1)
+    call.request.served_model.max_replicas = 3
+    assert broken(call, harness(max_num_gpus=3)) == []
+    assert broken(call, harness(max_num_gpus=2)) == [("request.served_model.num_gpus", "max_num_gpus")]
+
+
 # What is refused by default.
 
 BYPASSES: list[dict[str, Any]] = [

@@ -234,6 +234,19 @@ def test_the_gpus_of_both_are_counted_together_and_those_of_one_model_once() -> 
     assert violations(request, "lmms-eval") == []
 
 
+@pytest.mark.parametrize("count", [0, -1, 65])
+def test_the_number_of_replicas_has_bounds(count: int) -> None:
+    request = request_of()
+    request.served_model.max_replicas = count
+    assert [each.field for each in violations(request, "lmms-eval")] == ["request.served_model.max_replicas"]
+
+
+def test_an_endpoint_has_no_replicas() -> None:
+    request = judged_by()
+    request.judge_model.max_replicas = 2
+    assert "request.judge_model.max_replicas" in [each.field for each in violations(request, "lmms-eval")]
+
+
 def test_an_endpoint_takes_no_gpus_by_default() -> None:
     request = judged_by()
     RequestDefaults("lmms-eval", num_gpus=1, endpoints=frozenset({"vendor"})).fill_in(request)

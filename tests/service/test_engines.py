@@ -144,7 +144,7 @@ def test_an_engine_that_does_not_come_to_answer_fails_its_jobs_with_the_reason(
     assert [job.error.reason for job in jobs] == [reason] * 3
     assert words in jobs[0].error.message
     assert len(models.starts(model)) <= 1, "the others need not wait for the same failure"
-    assert api.GetQueue().free_gpu_count == 2
+    eventually(lambda: api.GetQueue().free_gpu_count == 2, "for the engine to end")
     (engine,) = api.ListEngines().engines
     assert engine.state == ENDED
     assert not processes_of_job(engine.engine_id)

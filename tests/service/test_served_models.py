@@ -73,8 +73,11 @@ class Listed:
             for each in self.engines.values()
         ]
 
-    def fingerprint(self, served: pb.ServedModel) -> str:
+    def key(self, served: pb.ServedModel) -> str:
         return ""
+
+    def pin(self, request: pb.EvaluateRequest) -> None:
+        """Fill in nothing."""
 
     def api_of(self, served: pb.ServedModel) -> tuple[str, ...]:
         return ("chat",)

@@ -2,6 +2,7 @@
 
 FOLDER.notes/starts       a line for each start
 FOLDER.notes/questions    a line for each question that it was asked
+FOLDER.notes/askers       the pid of the process for each question
 FOLDER.notes/hold         while it is there, questions wait; if it has the text of one, only that does
 FOLDER.notes/port         its port, where it waits until somebody has taken that
 FOLDER.notes/taken        is there from then on
@@ -40,10 +41,15 @@ class Behaviour:
         if self._how == "rubbish":
             asked.send(b"<html>", content_type="text/html")
             return
+        if asked.fields["model"].startswith("no-such-model"):
+            asked.answer({"error": "no such model"}, 404)
+            return
         text = asked.fields["messages"][0]["content"]
         if text.startswith("question"):
             with self._lock, (self._folder / "questions").open("a") as file:
                 file.write(f"{text}\n")
+                with (self._folder / "askers").open("a") as askers:
+                    askers.write(f"{os.getpid()}\n")
             while self._is_held(text):
                 time.sleep(0.01)
         asked.answer(completion(f"answer to {text}"))

@@ -41,6 +41,14 @@ class Models:
     def questions(self, model: Path) -> list[str]:
         return lines_of(notes_of(model) / "questions")
 
+    def pids(self, model: Path) -> list[int]:
+        """Return the processes that were started, in this order."""
+        return [int(line.split()[0]) for line in self.starts(model)]
+
+    def askers(self, model: Path) -> list[int]:
+        """Return the process that was asked, for each question."""
+        return [int(line) for line in lines_of(notes_of(model) / "askers")]
+
 
 def notes_of(model: Path) -> Path:
     return Path(f"{model}.notes")
@@ -71,8 +79,17 @@ def end_engines(data_dir: Path) -> None:
     kill_all(lambda: [pid for name in names for pid in processes_of_job(name)])
 
 
-def submit(api: Api, model: Path, count: int = 3, num_gpus: int = 0, args: dict[str, Any] | None = None, **fields: Any) -> str:
-    served = pb.ServedModel(engine="stub", model=str(model), num_gpus=num_gpus)
+def submit(
+    api: Api,
+    model: Path | str,
+    count: int | str = 3,
+    num_gpus: int = 0,
+    args: dict[str, Any] | None = None,
+    max_replicas: int | None = None,
+    revision: str = "",
+    **fields: Any,
+) -> str:
+    served = pb.ServedModel(engine="stub", model=str(model), num_gpus=num_gpus, max_replicas=max_replicas, revision=revision)
     served.args.update(args or {})
     request = pb.EvaluateRequest(harness="asking", tasks=[str(count)], served_model=served)
     return str(api.SubmitJob(request=request, **fields).job_id)

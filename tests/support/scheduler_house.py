@@ -18,6 +18,7 @@ from evalrpc.jobs import transitions
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
 from evalrpc.preparations.preparation import Preparation
 from evalrpc.preparations.prepared_models import PreparedModels
+from evalrpc.scheduling.lending import Lending
 from evalrpc.scheduling.preparing import Preparing
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.run_accounts import RunAccounts
@@ -81,7 +82,7 @@ class House:
             output_access=OutputAccess(None, 0o640),
             accounts=accounts,
             preparing=Preparing(preparations, prepared_models, self.executor, accounts, CLOCK, folder / "data"),
-            serving=Serving(engines, CLOCK, folder / "data"),
+            serving=Serving(engines, CLOCK, folder / "data", Lending(folder / "data")),
             grace_seconds=0.1,
             run_bounds=bounds or RunBounds(),
             measurer=self.measurer,

@@ -7,14 +7,14 @@ such as its own second try, or to the recording.
 
 import asyncio
 import logging
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, cast
 
 from evalrpc.engines.gateway.asker import Asker
 from evalrpc.engines.gateway.budget import ByteBudget, Reservation
-from evalrpc.engines.gateway.contract import Counters
+from evalrpc.engines.gateway.contract import Counters, PartCounters
 from evalrpc.engines.gateway.counting import Facts, UnusableAnswerError, read_answer, read_stream
 from evalrpc.engines.gateway.questions import Question
 from evalrpc.engines.gateway.recording import RecordedAnswer, Recording, Recordings, UnusableRecordingError
@@ -26,6 +26,7 @@ MAX_RECORDED_BYTES: Final = 8 << 20
 
 _UNBUDGETED_BYTES: Final = 64 << 10
 _MAX_FAILURES: Final = 100_000
+_MAX_PARTS: Final = 10_000
 _EVENT_STREAM: Final = b"text/event-stream"
 _STREAM_ENDS: Final = (b"[DONE]", b"response.completed", b"response.incomplete", b"message_stop")
 """What the last piece of a stream has: harnesses take the answer for whole then."""
@@ -134,15 +135,17 @@ class Answers:
         self._budget = budget
         self._counters = counters
         self._same: dict[bytes, _SameBody] = {}
-        self._failed: set[bytes] = set()
+        self._failed: dict[bytes, str] = {}  # with the part of each
+        self._parts: dict[str, PartCounters] = {}
+        self._knows_parts = True
         self._tasks: set[asyncio.Task[None]] = set()
         self._attempt = 0
         self._recording = recordings.acquire(Path(route.recording)) if route.recording else None
         if self._recording is not None:
             self._resume(self._recording)
         self.bound_recording()
-        lenders = ((path, recordings.acquire_existing(path)) for path in map(Path, route.lenders))
-        self._lenders = [(path, lender) for path, lender in lenders if lender is not None]
+        lenders = ((each, recordings.acquire_existing(Path(each.recording))) for each in route.lenders)
+        self._lenders = [(each, lent) for each, lent in lenders if lent is not None]
 
     @property
     def recording_error(self) -> str:
@@ -150,6 +153,14 @@ class Answers:
         if self._recording is None:
             return "the recording can't be opened" if self._asker.route.recording else ""
         return self._recording.error
+
+    def parts(self) -> tuple[PartCounters, ...]:
+        """Return what has become of the questions of each part; none, where that is not known of all."""
+        if not self._knows_parts:
+            return ()
+        failed = Counter(self._failed.values())
+        names = [*self._parts, *(part for part in failed if part and part not in self._parts)]
+        return tuple(replace(self._parts.get(name, PartCounters(name)), failed=failed[name]) for name in names)
 
     def bound_recording(self) -> None:
         """Take over how large the recording may become."""
@@ -174,8 +185,8 @@ class Answers:
             await asyncio.gather(*late, return_exceptions=True)
         if self._recording is not None:
             self._recordings.release(Path(self._asker.route.recording))
-        for path, _ in self._lenders:
-            self._recordings.release(path)
+        for lender, _ in self._lenders:
+            self._recordings.release(Path(lender.recording))
 
     # From the recording.
 
@@ -202,9 +213,9 @@ class Answers:
         """Copy the answer that another job was given, if the engine would give the same again."""
         if not self._lenders or not question.is_repeatable:
             return None
-        for _, lender in self._lenders:
-            found = lender.first(question.key)
-            body = lender.body(found.row) if found else None
+        for lender, lent in self._lenders:
+            found = lent.first(question.key_with(lender.key_prefix))
+            body = lent.body(found.row) if found else None
             if found and body is not None:
                 recording.add(question.key, self._attempt, body, found.content_type, found.facts, taken=False, own=False)
                 return recording.next(question.key, self._attempt)
@@ -388,7 +399,8 @@ class Answers:
             self._recording = None
             return
         self._attempt = resumed.attempt
-        self._failed = resumed.failed
+        self._failed = dict.fromkeys(resumed.failed, "")
+        self._knows_parts = not (resumed.failed or resumed.answered)
         counters = self._counters
         counters.answered, counters.replayed = resumed.answered, resumed.replayed
         counters.truncated, counters.empty = resumed.truncated, resumed.empty
@@ -403,15 +415,29 @@ class Answers:
         counters.empty += facts.empty
         counters.prompt_tokens += facts.prompt_tokens
         counters.completion_tokens += facts.completion_tokens
+        if question.part:
+            self._count_part(question.part, facts, replayed=replayed)
         if question.key in self._failed:
-            self._failed.discard(question.key)
+            del self._failed[question.key]
             counters.failed = len(self._failed)
             if self._recording is not None:
                 self._recording.clear_failure(question.key, self._attempt)
 
+    def _count_part(self, part: str, facts: Facts, *, replayed: bool) -> None:
+        if part not in self._parts and len(self._parts) >= _MAX_PARTS:
+            self._knows_parts = False
+            return
+        counters = self._parts.setdefault(part, PartCounters(part))
+        counters.answered += 1
+        counters.replayed += replayed
+        counters.truncated += facts.truncated
+        counters.empty += facts.empty
+        counters.prompt_tokens += facts.prompt_tokens
+        counters.completion_tokens += facts.completion_tokens
+
     def _note_failure(self, question: Question) -> None:
         if question.key not in self._failed and len(self._failed) < _MAX_FAILURES:
-            self._failed.add(question.key)
+            self._failed[question.key] = question.part
             self._counters.failed = len(self._failed)
             if self._recording is not None:
                 self._recording.note_failure(question.key, self._attempt)

@@ -64,6 +64,16 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class Lender:
+    """A recording of another job."""
+
+    recording: str
+    """The file. One that is not there lends nothing."""
+    key_prefix: str = ""
+    """That of the route which recorded it: the same weights may have had another one."""
+
+
+@dataclass(frozen=True)
 class Route:
     """What one token may ask: an engine, for one attempt of a job."""
 
@@ -80,12 +90,26 @@ class Route:
     """The file with the answers of the job, made if it is missing. Empty: nothing is recorded."""
     max_recording_bytes: int = 1 << 30
     """Beyond this size nothing more is recorded."""
-    lenders: tuple[str, ...] = ()
+    lenders: tuple[Lender, ...] = ()
     """Recordings of other jobs, which are read only, and only for requests that are greedy or have a seed."""
     hold_seconds: float = HOLD_SECONDS
     """How long a request is held while no engine can answer it."""
     max_tries: int = 4
     """How often a request is sent to engines that fail on it (5xx, a broken answer). 429 and 503 don't count as tries."""
+
+
+@dataclass
+class PartCounters:
+    """What has become of the questions of a part of a route: those asked below `/t/NAME`. As in Counters."""
+
+    name: str
+    answered: int = 0
+    replayed: int = 0
+    truncated: int = 0
+    empty: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 @dataclass
@@ -122,6 +146,8 @@ class Counters:
     """The HTTP status that the harness got last; 0: none yet."""
     recording_error: str = ""
     """Why answers can't be recorded; empty: they can."""
+    parts: tuple[PartCounters, ...] = ()
+    """Of those that were asked; none, where the gateway was started again meanwhile, since it does not know all then."""
 
 
 @dataclass(frozen=True)

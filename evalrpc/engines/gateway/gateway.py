@@ -15,9 +15,11 @@ from evalrpc.engines.gateway.client_connection import ClientConnection, ClientRe
 from evalrpc.engines.gateway.contract import PROTOCOL, Status
 from evalrpc.engines.gateway.replies import error_reply
 from evalrpc.engines.gateway.routes import RouteHandler, Routes
+from evalrpc.engines.gateway.upstream import Headers, header
 
 _LOGGER: Final = logging.getLogger(__name__)
 _PREFIX: Final = "/j/"
+_BEARER: Final = b"Bearer "
 _MAX_TARGET_CHARACTERS: Final = 8 << 10
 _LOOK_SECONDS: Final = 1.0
 _STOP_LOOK_SECONDS: Final = 0.02
@@ -92,7 +94,7 @@ class Gateway:
         """Answer a request. What goes wrong here is the gateway's fault."""
         handler: RouteHandler | None = None
         try:
-            token, target = _parse_target(request.target)
+            token, target = _parse_target(request.target, request.headers)
             handler = await self.routes.find(token) if token else None
             if handler is None:
                 request.reply(error_reply(404, "there is no such route: the attempt that it belonged to has ended"))
@@ -172,10 +174,13 @@ class Gateway:
                 connection.finish()
 
 
-def _parse_target(target: bytes) -> tuple[str, str]:
-    """Return the token of a target, and what is below it; empty: it has none."""
+def _parse_target(target: bytes, headers: Headers) -> tuple[str, str]:
+    """Return the token of a request, and what its target is below that; empty: it has none. The token is part of the target, or
+    else the bearer token, as of clients whose address stands on a command line."""
     text = target.decode("ascii", "replace")
-    if not text.startswith(_PREFIX) or len(text) > _MAX_TARGET_CHARACTERS or not text.isprintable():
+    if len(text) > _MAX_TARGET_CHARACTERS or not text.isprintable():
         return "", ""
+    if not text.startswith(_PREFIX):
+        return header(headers, b"authorization").removeprefix(_BEARER).decode("ascii", "replace"), text
     token, slash, below = text.removeprefix(_PREFIX).partition("/")
     return (token, f"/{below}") if slash else ("", "")

@@ -32,6 +32,7 @@ list and delete what belongs to the account."""
 _CHATS: Final = "/v1/chat/completions"
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _END_BYTES: Final = 4096
+_PART: Final = re.compile(r"/t/([0-9]{1,6})(?=/)")
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.)*)"')
 
 
@@ -42,8 +43,9 @@ class BadBodyError(ValueError):
 class Question:
     """A question to the model."""
 
-    def __init__(self, target: str, body: bytes, engine: Engine, key_prefix: str) -> None:
-        """Prepare a request for the engine, and give it its key. Raises BadBodyError."""
+    def __init__(self, target: str, body: bytes, engine: Engine, key_prefix: str, part: str = "") -> None:
+        """Prepare a request for the engine, and give it its key. `part`: of what it is counted for. Raises BadBodyError."""
+        self.part = part
         is_small = len(body) < SMALL_BYTES
         if is_small or engine.key:  # with a key, the operator decides which model is asked, so no trick may hide another one
             self._fields = _parsed(body)
@@ -52,7 +54,13 @@ class Question:
             self._fields = None
             self.body = _renamed(body, engine.model)
         digested = _canonical(self._fields) if is_small and self._fields is not None else self.body
-        self.key = hashlib.sha256(f"{key_prefix}\0{target}\0".encode() + hashlib.sha256(digested).digest()).digest()[:20]
+        self._target = target
+        self._digest = hashlib.sha256(digested).digest()
+        self.key = self.key_with(key_prefix)
+
+    def key_with(self, key_prefix: str) -> bytes:
+        """Return what the question is recorded by where answers depend on this besides."""
+        return hashlib.sha256(f"{key_prefix}\0{self._target}\0".encode() + self._digest).digest()[:20]
 
     @property
     def is_stream(self) -> bool:
@@ -82,6 +90,12 @@ class Question:
         """Return a field of the body. A large one is parsed each time, as that is rare, rather than kept twice."""
         fields = self._fields if self._fields is not None else _parsed(self.body)
         return (fields or {}).get(name)
+
+
+def part_of(target: str) -> tuple[str, str]:
+    """Return the part of the route that a target belongs to, and what is below it; empty: to none."""
+    found = _PART.match(target)
+    return (found[1], target[found.end(1) :]) if found else ("", target)
 
 
 def meant(target: str) -> str:

@@ -13,10 +13,10 @@ from typing import Final
 from evalrpc.engines.gateway.answers import Answers, Exchange
 from evalrpc.engines.gateway.asker import Asker
 from evalrpc.engines.gateway.budget import ByteBudget
-from evalrpc.engines.gateway.contract import HOLD_SECONDS, Counters, Engine, Replica, Route, RouteStatus
+from evalrpc.engines.gateway.contract import HOLD_SECONDS, Counters, Engine, Lender, Replica, Route, RouteStatus
 from evalrpc.engines.gateway.engine_queue import EngineQueue
 from evalrpc.engines.gateway.plain_upstream import PlainUpstream
-from evalrpc.engines.gateway.questions import BadBodyError, Question, is_passed, is_question, meant
+from evalrpc.engines.gateway.questions import BadBodyError, Question, is_passed, is_question, meant, part_of
 from evalrpc.engines.gateway.recording import Recordings
 from evalrpc.engines.gateway.replies import Reply, error_reply
 from evalrpc.engines.gateway.upstream import (
@@ -63,7 +63,7 @@ class RouteHandler:
 
     def counters(self) -> Counters:
         """Return what has become of its requests so far."""
-        return replace(self._counters, recording_error=self._answers.recording_error)
+        return replace(self._counters, recording_error=self._answers.recording_error, parts=self._answers.parts())
 
     async def handle(self, exchange: Exchange, method: bytes, target: str, headers: Headers, body: bytes) -> None:
         """Answer a request. It ends with the route."""
@@ -74,11 +74,12 @@ class RouteHandler:
             self._exchanges.discard(exchange)
 
     async def _handle(self, exchange: Exchange, method: bytes, target: str, headers: Headers, body: bytes) -> None:
+        part, target = part_of(target)
         target = meant(target)
         path = target.partition("?")[0]
         sent = tuple(each for each in headers if each[0] in _FORWARDED)
         if is_question(method, path):
-            await self._ask(exchange, target, sent, body)
+            await self._ask(exchange, target, sent, body, part)
         elif is_passed(method, path):
             await self._pass_on(exchange, OutgoingRequest(method, target, sent, body))
         else:
@@ -94,10 +95,10 @@ class RouteHandler:
             exchange.abort()
         await self._answers.close(finish_seconds)
 
-    async def _ask(self, exchange: Exchange, target: str, headers: Headers, body: bytes) -> None:
+    async def _ask(self, exchange: Exchange, target: str, headers: Headers, body: bytes, part: str) -> None:
         engine, _ = self._engines.find(self.route.engine)
         try:
-            question = Question(target, body, engine, self.route.key_prefix)
+            question = Question(target, body, engine, self.route.key_prefix, part)
         except BadBodyError as error:
             exchange.reply(error_reply(400, str(error)))
             return
@@ -262,7 +263,7 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
-def _recorded_by(route: Route) -> tuple[str, str, tuple[str, ...]]:
+def _recorded_by(route: Route) -> tuple[str, str, tuple[Lender, ...]]:
     return route.attempt, route.recording, route.lenders
 
 

@@ -149,8 +149,11 @@ class InspectHarness:
         )
 
     def with_served_model(self, request: EvaluateRequest, served: ServedEndpoint) -> EvaluateRequest:
-        """Have the server asked for chats, a bounded number of times each."""
-        pointed = pointed_at(request, f"openai/{served.name}", base_url=served.url, responses_api=False)
+        """Have the server asked for chats, a bounded number of times each. inspect-ai takes an address on its command line
+        alone, where others may see it, and so gets the key by a file."""
+        key = {"api_key": served.key} if served.key else {}
+        address = served.open_url if served.key else served.url
+        pointed = pointed_at(request, f"openai/{served.name}", base_url=address, responses_api=False, **key)
         if "max_retries" not in request.gen_kwargs.fields:
             pointed.gen_kwargs["max_retries"] = _SERVED_MAX_RETRIES
         return pointed
