@@ -198,6 +198,8 @@ def run_campaign(
             starts = [(job, int(attempt)) for job, attempt in map(str.split, (folder / "starts").read_text().splitlines())]
             problems = kills.check(trial, starts, jobs, 1)
             problems += [f"process {pid} is left" for pid in server.processes_of_jobs()]
+            attempts = [attempt for job in jobs.values() for attempt in job.attempts]
+            problems += [attempt.error.message for attempt in attempts if attempt.error.reason == "START_FAILED"]
             if campaign.second.revisions != trial.revisions:
                 problems.append("the watchers have not seen the same")
         finally:

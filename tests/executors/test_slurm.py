@@ -18,6 +18,7 @@ from evalrpc.executors.slurm.batch import WITHDRAWN, claim
 from evalrpc.executors.slurm.cluster import Cluster, Submission
 from evalrpc.executors.slurm.commands import SlurmCommands, SlurmJob, SlurmUnavailableError
 from evalrpc.executors.slurm.run import SlurmRun
+from evalrpc.harnesses.base import Exit
 
 NAME = "evalrpc-job-1"
 
@@ -146,8 +147,18 @@ def test_what_slurm_forgets_once_it_has_begun_is_not_submitted_again(
     claim(str(folder / "claim"), "7")
     eventually(lambda: run.wait(0.01), "for it to be taken for lost")
     assert commands.submitted == 1
-    run.end(0.0)
+    assert reason_of(run) == "RUN_LOST"
     assert (folder / "stop").read_text() == "10", "wherever it may be, it ends"
+
+
+def test_what_is_killed_before_its_program_begins_leaves_no_status_and_so_is_lost(
+    run: SlurmRun, commands: StubCommands, folder: Path
+) -> None:
+    claim(str(folder / "claim"), "7")
+    commands.say("FAILED", reason="RaisedSignal:126")
+    eventually(lambda: run.wait(0), "for the end")
+    run.end(0.0)
+    assert run.exit_status() == Exit()
 
 
 def test_a_job_that_runs_for_long_without_beginning_is_replaced(run: SlurmRun, commands: StubCommands) -> None:

@@ -64,6 +64,7 @@ class SlurmRun:
         self._start_seconds = start_seconds
         self._running_seconds: float | None = None
         self._tries = 1
+        self._is_forgotten = False
         self._wake = threading.Event()
         self._last: SlurmJob | None = None
         self._is_withdrawn = self._was_withdrawn()
@@ -222,7 +223,10 @@ class SlurmRun:
             return False
         if job is not None and not self._is_over(job):
             return False
-        return self._withdraw() or self._stop_unseen(job is None or job.state in states.UNSEEN)
+        if self._withdraw():
+            return True
+        self._is_forgotten = job is None
+        return self._stop_unseen(job is None or job.state in states.UNSEEN)
 
     def _withdraw(self) -> bool:
         """See to it that it never begins, whatever Slurm has been told. Return whether it has not and will not; then what Slurm
@@ -308,7 +312,10 @@ class SlurmRun:
         failure = states.FAILURES.get(self._last.state) if self._last is not None else None
         if failure is not None:
             raise RunFailedError(failure.reason, failure.text)
-        if self._last is not None and not (self._traces_dir / shim.PID_FILE).exists() and self._is_over(self._last):
+        if self._is_forgotten:
+            raise RunFailedError("RUN_LOST", "Slurm does not know the run any more, so what was left of it was ended")
+        has_begun = not self._is_withdrawn and (self._traces_dir / CLAIM_FILE).exists()
+        if self._last is not None and not has_begun and self._is_over(self._last):
             raise RunFailedError("START_FAILED", f"Slurm could not start the run: {self._last.state} ({self._last.reason})")
 
     def _read_exits(self) -> Exits:
