@@ -14,6 +14,7 @@ from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.job_table import job_columns, job_row, label_columns_option
 from evalrpc.cli.output import Form, print_facts, print_items, print_json, print_line
 from evalrpc.cli.parameters import filter_options, labels_option, reconnect_timeout_option
+from evalrpc.cli.request_facts import request_facts
 from evalrpc.cli.tables import Cell
 from evalrpc.jobs.served_models import model_of
 from evalrpc.jobs.transitions import counted_attempts
@@ -130,6 +131,7 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         ("engine", _engine_text(job.request.served_model, _latest(job).engine_id)),
         ("judge", _engine_text(job.request.judge_model, _latest(job).judge_engine_id, job.request.judge_model.model)),
         ("tasks", ", ".join(job.request.tasks)),
+        *request_facts(job),
         ("labels", wording.labels_text(job.labels)),
         ("priority", str(job.priority) if job.priority else ""),
         ("preemptible", "yes" if job.preemptible else ""),

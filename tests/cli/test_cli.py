@@ -643,6 +643,23 @@ def test_get_list_cancel_and_delete(run: Run, service: FakeService) -> None:
     assert run("get", JOB_ID).exit_code == 2
 
 
+def test_get_shows_what_the_request_asks_for(run: Run, service: FakeService) -> None:
+    args = {"pretrained": "/ckpt/5", "layers": 4, "deep": {"a": [1.5]}}
+    flags = ["--limit", "8", "--num-fewshot", "0", "--gpu-mode", "data-parallel", "--secret", "KEY"]
+    run("submit", "--model", "m", "--tasks", "t", "--model-args", json.dumps(args), *flags)
+
+    rows = dict(line.split("\t") for line in run("get", "@latest").stdout.splitlines())
+
+    assert rows["model_args"] == 'deep={"a": [1.5]}, layers=4, pretrained=/ckpt/5'
+    asked = {name: rows[name] for name in ("limit", "num_fewshot", "gpu_mode", "secrets")}
+    assert asked == {"limit": "8", "num_fewshot": "0", "gpu_mode": "data-parallel", "secrets": "KEY"}
+    assert "log_samples" not in rows
+    job = job_at(RUNNING)
+    job.timeout.FromSeconds(7200)
+    service.change(job)
+    assert "\ntimeout\t2h00m\n" in run("get", JOB_ID).stdout
+
+
 def test_cancel_of_queued_jobs_only_is_refused_for_one_that_runs(run: Run, service: FakeService) -> None:
     service.change(job_at(RUNNING))
     service.errors["CancelJob"] = [errors.JobNotQueuedError("job j is RUNNING")]

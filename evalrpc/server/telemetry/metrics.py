@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from prometheus_client import ProcessCollector
+from prometheus_client import ProcessCollector, disable_created_metrics
 
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
@@ -27,6 +27,7 @@ class Metrics:
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._address = parse_listen_address(settings.metrics_listen)
+        disable_created_metrics()  # a series more for each, of a time that nobody asks for
         self._instruments = Instruments()
         ProcessCollector(registry=self._instruments.registry)
         self.jobs: Final = JobMetrics(self._instruments, settings.harnesses, clock.now)
