@@ -19,7 +19,9 @@ _USUAL: Final = {"log_samples": True, "num_gpus": 0}
 def request_facts(job: JobInfo) -> Iterator[tuple[str, str]]:
     """Yield the options that the request of a job sets, by the names that `evalrpc rerun --set` takes, with their values."""
     for field, value in job.request.ListFields():
-        if field.name not in _NAMED_ELSEWHERE and _USUAL.get(field.name) != value:
+        if field.name == "secrets":
+            yield field.name, ", ".join(value)
+        elif field.name not in _NAMED_ELSEWHERE and _USUAL.get(field.name) != value:
             yield field.name, _text(field.name, value)
     if job.HasField("timeout"):
         yield "timeout", duration_text(job.timeout)
@@ -29,10 +31,8 @@ def _text(name: str, value: object) -> str:
     if isinstance(value, Struct):
         entries = json_format.MessageToDict(value)
         return ", ".join(f"{key}={_scalar(entry)}" for key, entry in sorted(entries.items()))
-    if name == "gpu_mode":
+    if name == "gpu_mode" and value in GpuMode.values():
         return GpuMode.Name(value).removeprefix("GPU_MODE_").lower().replace("_", "-")  # type: ignore[arg-type]
-    if name == "secrets":
-        return ", ".join(value)  # type: ignore[call-overload, no-any-return]
     return _scalar(value)
 
 

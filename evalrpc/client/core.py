@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Any, Final, TypedDict, Unpack
 
 from google.protobuf.duration_pb2 import Duration
@@ -219,8 +220,11 @@ def _submission_fields(
     validate_only: bool = False,
     cache: bool = False,
     preemptible: bool = False,
+    **unknown: object,
 ) -> dict[str, Any]:
     """Return the fields that the submissions of a job and of a suite have in common."""
+    for name in unknown:
+        raise TypeError(f"there is no argument {name!r}{_nearest_argument(name)}")
     return {
         "request_id": request_id or new_request_id(),
         "priority": priority,
@@ -231,6 +235,13 @@ def _submission_fields(
         "cache": CACHE_MODE_ALLOW if cache else CACHE_MODE_UNSPECIFIED,
         "preemptible": preemptible,
     }
+
+
+def _nearest_argument(name: str) -> str:
+    """Return the end of a sentence about an argument that there is not: a question with the nearest one, if one is near."""
+    names = (*EvaluateRequest.DESCRIPTOR.fields_by_name, *SubmitOptions.__annotations__)
+    nearest = get_close_matches(name, names, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def update_request(

@@ -638,3 +638,15 @@ def test_a_file_that_the_server_can_not_read_is_given_up_after_some_tries() -> N
         reader.failed(unreadable)
     with pytest.raises(errors.FileUnavailableError):
         reader.failed(unreadable)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("modelargs", "there is no argument 'modelargs'; did you mean 'model_args'?"), ("xyzzy", "there is no argument 'xyzzy'")],
+)
+def test_an_argument_that_there_is_not_is_named(name: str, problem: str) -> None:
+    arguments: Any = {name: 1}
+    with pytest.raises(TypeError) as caught:
+        core.submit_request(core.evaluate_request("m", ["t"]), **arguments)
+
+    assert str(caught.value) == problem
