@@ -27,7 +27,7 @@ class Metrics:
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._address = parse_listen_address(settings.metrics_listen)
-        disable_created_metrics()  # a series more for each, of a time that nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, of a time that nobody asks for
         self._instruments = Instruments()
         ProcessCollector(registry=self._instruments.registry)
         self.jobs: Final = JobMetrics(self._instruments, settings.harnesses, clock.now)

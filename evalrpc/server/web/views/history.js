@@ -76,9 +76,10 @@ function Chart({ name, runs }) {
     const ink = getComputedStyle(document.body).color;
     const lines = runs.map((run, place) => ({ label: run.run, stroke: COLOURS[place % COLOURS.length], width: 2, spanGaps: true, points: { show: true } }));
     const errors = runs.map((run) => at(run, (point) => point.error ?? 0));
+    const margin = errors.flat().reduce((largest, error) => Math.max(largest, error ?? 0), 0); // so that every bar is there whole
     const chart = new uPlot({
       width: box.current.clientWidth, height: 320, title: name,
-      scales: { x: { time: false } },
+      scales: { x: { time: false }, y: { range: (_, low, high) => uPlot.rangeNum((low ?? 0) - margin, (high ?? 1) + margin, 0.1, true) } },
       axes: [{ stroke: ink, grid: { stroke: "#8884" } }, { stroke: ink, grid: { stroke: "#8884" } }],
       series: [{ label: "step" }, ...lines],
       hooks: { draw: [(plot) => drawErrors(plot, errors)] },
