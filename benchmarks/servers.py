@@ -34,6 +34,8 @@ def submissions(scale: Scale) -> Iterator[Row]:
         _servers(folder / "three", of_three, _HOSTS) as three,
         _servers(folder / "one", of_one, _HOSTS[:1]) as one,
     ):
+        _hold(three[0], 3)
+        _hold(one[0], 1)
         measured = in_turn(scale.rounds, lambda: _submit(three, scale), lambda: _submit(one, scale))
     note = "all servers together, each of which follows what the others commit"
     yield compare("SubmitJob at three servers: server CPU per call", "µs", measured, ratio_at_most(1.5), note)
@@ -71,7 +73,7 @@ def failover(scale: Scale) -> Iterator[Row]:
 
 def _fail_over() -> float:
     with workplace() as folder, database() as store, ExitStack() as stack:
-        scheduler, other = stack.enter_context(_servers(folder, store, _HOSTS[:2]))
+        scheduler, other = stack.enter_context(_servers(folder, store, _HOSTS[:2], _LEASE_SECONDS))
         _hold(scheduler, 1)
         with EvalClient(other.address) as client:
             scheduler.send(signal.SIGKILL)
@@ -83,7 +85,7 @@ def _fail_over() -> float:
 
 
 @contextmanager
-def _servers(folder: Path, store: str, hosts: Sequence[str]) -> Iterator[list[Server]]:
+def _servers(folder: Path, store: str, hosts: Sequence[str], lease_seconds: float = 10.0) -> Iterator[list[Server]]:
     """Run a server for each host, of which the first is the scheduler, until all know each other."""
     folder.mkdir(exist_ok=True)
     config = folder / "evalrpc.toml"
@@ -92,7 +94,7 @@ def _servers(folder: Path, store: str, hosts: Sequence[str]) -> Iterator[list[Se
     with ExitStack() as stack:
         servers: list[Server] = []
         for host in hosts:
-            flags = ("--store", store, "--host-name", host, "--lease-seconds", str(_LEASE_SECONDS))
+            flags = ("--store", store, "--host-name", host, "--lease-seconds", str(lease_seconds))
             servers.append(stack.enter_context(evalrpc_server(folder, more=flags)))
             _wait_for_hosts(servers)
         yield servers

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from evalrpc.errors import ChangesMissedError
 from evalrpc.jobs.lifecycle import Status
@@ -51,45 +51,55 @@ def read_missed(connection: Connection, revision: int, number: int, head: Head, 
             raise ChangesMissedError(f"the journal reaches back to revision {oldest} only, and this server was at {revision}")
         changes: list[tuple[Change, StoredJob | None]] = []
         latest: dict[str, StoredJob | None] = {}
-        for row in rows:
-            if row[2] is not None:
-                revision = row[2]
-            stored = _stored(row)
-            if stored is not None and parse_job(stored.serialized).revision > revision:
+        for row in map(_Row._make, rows):
+            if row.revision is not None:
+                revision = row.revision
+            job, stored = _job_of(row)
+            if stored is not None and job.revision > revision:
                 continue  # a quiet change, and the job has had an event since, which is still to come
-            job_id = _job_id(row, stored)
-            before = latest[job_id] if job_id in latest else known(job_id)
-            changes.append((_change(row, stored, before, job_id), stored))
-            latest[job_id] = stored
+            before = latest[job.job_id] if job.job_id in latest else known(job.job_id)
+            changes.append((_change(row, job, stored, before), stored))
+            latest[job.job_id] = stored
         number = rows[-1][0] if len(rows) == MAX_PAGE else head.number
         if len(rows) < MAX_PAGE:
             revision = head.revision
         yield Missed(changes, revision, number)
 
 
-def _stored(row: Any) -> StoredJob | None:
-    """Return the job of a change, as it is stored with it; None where it was deleted."""
-    _, sequence, _, event, _, _, owner, job = row
-    if event is None:
-        return StoredJob(sequence, parse_job(job).status, job, owner)
-    parsed = pb.JobEvent.FromString(event)
-    if parsed.type == pb.JOB_EVENT_TYPE_DELETED:
-        return None
-    return StoredJob(sequence, parsed.job.status, parsed.job.SerializeToString(), owner)
+class _Row(NamedTuple):
+    number: int
+    sequence: int
+    revision: int | None
+    """None of a quiet change."""
+    event: bytes | None
+    previous: Status | None
+    labels_before: str | None
+    owner: str
+    job: bytes | None
+    """Of a quiet change."""
 
 
-def _job_id(row: Any, stored: StoredJob | None) -> str:
-    message = pb.JobEvent.FromString(row[3]).job if stored is None else stored.parse()
-    return message.job_id
+def _job_of(row: _Row) -> tuple[pb.JobInfo, StoredJob | None]:
+    """Return the job of a change, and how it is stored with it: None where it was deleted. It is parsed once."""
+    if row.event is None:
+        serialized = row.job or b""
+        job = parse_job(serialized)
+    else:
+        event = pb.JobEvent.FromString(row.event)
+        job = event.job
+        if event.type == pb.JOB_EVENT_TYPE_DELETED:
+            return job, None
+        serialized = job.SerializeToString()
+    return job, StoredJob(row.sequence, job.status, serialized, row.owner)
 
 
-def _change(row: Any, stored: StoredJob | None, before: StoredJob | None, job_id: str) -> Change:
-    number, sequence, revision, event, previous, labels, owner, _ = row
+def _change(row: _Row, job: pb.JobInfo, stored: StoredJob | None, before: StoredJob | None) -> Change:
     journalled = None
-    if event is not None:
-        journalled = JournalEvent(revision, event, previous, None if labels is None else json.loads(labels), owner)
+    if row.event is not None and row.revision is not None:
+        labels = None if row.labels_before is None else json.loads(row.labels_before)
+        journalled = JournalEvent(row.revision, row.event, row.previous, labels, row.owner)
     if stored is None:
-        job = pb.JobInfo(job_id=job_id, owner=owner) if before is None else before.parse()
-        return Change(number, job, sequence, job.status, journalled, deleted=True)
-    status_before: Status = stored.status if event is None else previous or pb.JOB_STATUS_UNSPECIFIED
-    return Change(number, stored.parse(), sequence, status_before, journalled)
+        known = pb.JobInfo(job_id=job.job_id, owner=row.owner) if before is None else before.parse()
+        return Change(row.number, known, row.sequence, known.status, journalled, deleted=True)
+    status_before: Status = job.status if row.event is None else row.previous or pb.JOB_STATUS_UNSPECIFIED
+    return Change(row.number, job, row.sequence, status_before, journalled)
