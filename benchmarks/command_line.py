@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import (
+    browsers,
     calls,
     choosing,
     comparing,
@@ -40,6 +41,9 @@ from benchmarks.scale import SCALES, Scale
 COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "get-job": calls.get_job,
     "get-job-over-connect": calls.get_job_over_connect,
+    "seen-over-http": browsers.seen_over_http,
+    "first-view": browsers.first_view,
+    "http-at-rest": browsers.at_rest,
     "get-job-with-token": calls.get_job_with_token,
     "get-job-watched": calls.get_job_watched,
     "get-job-of-last": calls.get_job_of_last,
