@@ -13,7 +13,7 @@ from evalrpc.reading import artifacts, document_media, metrics, sample_files, sa
 from evalrpc.results import layout
 from evalrpc.results import metrics as extras
 from evalrpc.scheduling import limited_process
-from evalrpc.server import limits, secret_use, served_use, service, unread, validation
+from evalrpc.server import limits, sample_validation, secret_use, served_use, service, unread, validation
 from evalrpc.server.transports.http import codec, connection
 
 _KIB, _MIB, _GIB = 1024, 1024**2, 1024**3
@@ -95,12 +95,19 @@ def requests() -> Iterator[tuple[str, str, str]]:
             ("number of `secrets`", f"{secret_use.MAX_SECRETS}", "`secrets`"),
             ("`max_bad_answer_ratio`", "0 to 1", "`max_bad_answer_ratio`"),
             ("`model` of a served model", f"{served_use.MAX_MODEL_BYTES:,} bytes", "`served_model.model`"),
+            ("`max_replicas` of a served model", f"1 to {served_use.MAX_REPLICAS}", "`served_model.max_replicas`"),
             ("`max_attempts`", f"{validation.MAX_ATTEMPTS}", "`max_attempts`"),
             ("`priority`", f"-{validation.MAX_PRIORITY:,} to {validation.MAX_PRIORITY:,}", "`priority`"),
             ("`timeout`", f"{validation.MAX_TIMEOUT_SECONDS // 86400:g} days", "`timeout`"),
             ("`reason` of a cancel", characters(validation.MAX_REASON_LENGTH), "`reason`"),
             ("models, tasks, harnesses or owners in a filter", f"{validation.MAX_TASKS:,}", "such as `filter.models`"),
             ("statuses in a filter", f"{validation.MAX_STATUSES}", "`filter.statuses`"),
+            ("ids of samples in a filter", f"{sample_validation.MAX_SAMPLE_IDS:,}", "`filter.sample_ids`"),
+            (
+                "text, metric or id in a filter of samples",
+                characters(sample_validation.MAX_TEXT_LENGTH),
+                "such as `filter.text`",
+            ),
             ("`job_id_prefix`", f"at least {filters.MIN_PREFIX_LENGTH} characters", "`filter.job_id_prefix`"),
             ("`label_selector`", characters(label_selectors.MAX_CHARACTERS), "`filter.label_selector`"),
             ("requirements in it", f"{label_selectors.MAX_REQUIREMENTS}", "`filter.label_selector`"),

@@ -18,9 +18,11 @@ from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.server import secret_use, validation
+from evalrpc.server.sample_validation import sample_filter
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, PlanComparisonRequest
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobFilter, SubmitJobRequest, UpdateJobRequest, WatchJobRequest
 from evalrpc.v1.results_pb2 import MetricSelector
+from evalrpc.v1.samples_pb2 import SampleFilter
 from evalrpc.v1.suites_pb2 import SubmitSuiteRequest
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +133,8 @@ PAST: Final[dict[str, Callable[[], Iterator[FieldViolation]]]] = {
     "`reason` of a cancel": lambda: validation.cancel_reason("r" * 1001),
     "models, tasks, harnesses or owners in a filter": lambda: filtered(models=["m"] * 1001),
     "statuses in a filter": lambda: filtered(statuses=[1] * 65),
+    "ids of samples in a filter": lambda: sample_filter(SampleFilter(sample_ids=["s"] * 1001)),
+    "text, metric or id in a filter of samples": lambda: sample_filter(SampleFilter(text="t" * 1025)),
     "suite runs in a filter": lambda: filtered(suite_run_ids=[UUID] * 1001),
     "`job_id_prefix`": lambda: filtered(job_id_prefix="0b5"),
     "`label_selector`": lambda: filtered(label_selector="a" * 4097),
@@ -147,7 +151,10 @@ PAST: Final[dict[str, Callable[[], Iterator[FieldViolation]]]] = {
 }
 """What is past each limit of a request, by its name on the page."""
 
-TESTED_ELSEWHERE: Final = {"`model` of a served model": "tests/server/test_served_use.py"}
+TESTED_ELSEWHERE: Final = {
+    "`model` of a served model": "tests/server/test_served_use.py",
+    "`max_replicas` of a served model": "tests/server/test_served_use.py",
+}
 
 
 def numbers_in(text: str) -> set[float]:
