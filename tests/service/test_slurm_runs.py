@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from serving import CANCELLED, COMPLETED, FAILED, RUNNING, TERMINAL, Api, ServerHere, Site, nothing_left_of
+from postgres_cluster import shared_cluster
+from serving import CANCELLED, COMPLETED, FAILED, RUNNING, TERMINAL, Api, Launch, ServerHere, Site, nothing_left_of
 from slurm_cluster import GPU_COUNT, SlurmCluster, needs_slurm
 from waiting import eventually
 
@@ -100,6 +101,24 @@ def test_what_waits_in_slurm_says_why_and_its_time_does_not_count(server: Server
     site.release(first.job_id)
     assert finished(server.api, second).status == COMPLETED
     assert not server.api.get(second.job_id).wait_reason
+
+
+def test_runs_go_on_in_the_same_attempt_under_the_next_scheduler(site: Site, launch: Launch) -> None:
+    site.set_up(store=shared_cluster().schema_for(site.folder), lease_seconds=2.0)
+    first = launch("--host-name", "alpha")
+    assert first.api.run().attempts[0].node == "alpha"  # so it is the scheduler
+    second = launch("--host-name", "beta")
+    slow = submit(second.api, "slow", num_gpus=GPU_COUNT)
+    started(second.api, site, slow)
+    waiting = submit(second.api, "good", num_gpus=GPU_COUNT)
+    second.api.wait_for(waiting.job_id, RUNNING)
+    first.kill()
+    eventually(lambda: second.api.run().attempts[0].node == "beta", "for the other server to place jobs")
+    site.release()
+    for job in (slow, waiting):
+        done = finished(second.api, job)
+        assert (done.status, [attempt.node for attempt in done.attempts]) == (COMPLETED, ["cluster"]), done
+        assert site.starts(job.job_id) == ["1"]
 
 
 def test_a_cancel_leaves_nothing_of_a_run_nor_of_one_that_waits(server: ServerHere, site: Site) -> None:
