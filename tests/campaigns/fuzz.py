@@ -297,8 +297,9 @@ def rss_mib(pid: int) -> float:
 
 
 def problems_at_the_end(trial: Trial, log: str, exit_code: int, left: list[int]) -> Iterator[str]:
-    if trial.rss_mib[-1] - trial.rss_mib[-2] > MAX_GROWTH_MIB:
-        yield f"the server grew from {trial.rss_mib[-2]} to {trial.rss_mib[-1]} MiB in the second half"
+    half = trial.rss_mib[len(trial.rss_mib) // 2]
+    if trial.rss_mib[-1] - half > MAX_GROWTH_MIB:
+        yield f"the server grew from {half} to {trial.rss_mib[-1]} MiB in the second half"
     if tracebacks := list(re.finditer("Traceback", log)):
         place = tracebacks[0].start()
         yield f"{len(tracebacks)} tracebacks in the log, the first of them: {log[max(0, place - 300) : place + 3000]}"

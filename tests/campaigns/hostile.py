@@ -42,7 +42,7 @@ from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 GOOD: Final = Kind("good", "print('1/1')")
 GPUS: Final = 4
-MAX_GROWTH_MIB: Final = 100
+MAX_GROWTH_MIB: Final = 60
 """How much larger the idle server may be afterwards than before: its heap is fragmented, and its caches are full."""
 
 _AT_A_TIME: Final = 12
