@@ -14,7 +14,8 @@ from mcp.client.stdio import stdio_client
 from mcp.types import CallToolResult
 from serving import NOWHERE, Api, Site
 
-from evalrpc.mcp.answers import samples_content
+from evalrpc.mcp.answers import media_content, samples_content
+from evalrpc.v1.samples_pb2 import ReadSampleMediaResponse
 
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 20).decode()
 
@@ -122,3 +123,15 @@ def test_images_of_samples_are_images() -> None:
 def test_only_the_tools_load_mcp() -> None:
     code = "import sys, evalrpc.cli.mcp; sys.exit('pydantic' in sys.modules or 'mcp.server' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_agent_gets_the_images_of_a_sample_and_hears_of_the_rest() -> None:
+    shown = ReadSampleMediaResponse(index=0, source="image", media_type="image/png", size_bytes=8, data=b"\x89PNG\r\n\x1a\n")
+    other = ReadSampleMediaResponse(index=1, source="audio", media_type="audio/wav", size_bytes=4, data=b"RIFF")
+    gone = ReadSampleMediaResponse(index=2, source="document", problem="it is not there")
+    text, *images = media_content([shown, other, gone])
+    assert [image.data for image in images] == [shown.data]
+    described = json.loads(text)
+    assert [each.get("image") for each in described] == [1, None, None]
+    assert described[2]["problem"] == "it is not there"
+    assert not any("data" in each for each in described)
