@@ -44,7 +44,7 @@ def _details(error: EvalrpcError) -> Iterator[Message]:
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))
         yield error_details_pb2.RetryInfo(retry_delay=delay)
-    if isinstance(error, FieldsError):
+    if isinstance(error, FieldsError) and error.violations:
         yield error_details_pb2.BadRequest(field_violations=list(_bounded(error.violations)))
     if isinstance(error, NotFoundError):
         kind = error.metadata.get("resource_type", "")

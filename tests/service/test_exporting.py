@@ -294,6 +294,14 @@ def test_the_command_exports_to_files_and_webhooks(api: Api, tmp_path: Path, rec
     assert "webhook-signature" in receiver.messages[0][0]
 
 
+def test_a_receiver_that_is_away_is_named_and_not_the_server(api: Api, tmp_path: Path) -> None:
+    api.run("good")
+    ran = run(api, "webhook", "http://127.0.0.1:1/x", "--state", str(tmp_path / "s"), "--once", "--give-up-after", "0s")
+    assert ran.exit_code == 3
+    assert "evalrpc: the receiver at http://127.0.0.1:1/x does not take message" in ran.output
+    assert "can't reach the server" not in ran.output
+
+
 @pytest.mark.slow
 @NEEDS_EXPORTERS
 def test_a_real_mlflow_server_and_offline_wandb_have_the_runs(api: Api, tmp_path: Path) -> None:

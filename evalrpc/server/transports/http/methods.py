@@ -78,9 +78,7 @@ class HttpMethod:
         except TimeoutError as error:
             if not timeout.expired():
                 raise
-            failure: EvalrpcError = DeadlineExceededError(
-                f"not answered within the {timeout_seconds:g} seconds that the client gave"
-            )
+            failure: EvalrpcError = DeadlineExceededError(f"not answered within the {timeout_seconds:g} s that the client gave")
             failure.__cause__ = error
         except EvalrpcError as error:
             failure = error
