@@ -188,6 +188,14 @@ def test_what_has_not_begun_is_ended_without_slurm_which_is_told_when_it_answers
     eventually(lambda: NAME in commands.cancelled, "for Slurm to be told")
 
 
+def test_all_that_wait_for_slurm_say_so(cluster: Cluster, commands: StubCommands) -> None:
+    commands.is_reachable = False
+    waiting = [Submission(f"{NAME}{number}", ["--job-name"], "script") for number in range(2)]
+    for submission in waiting:
+        cluster.submit(submission)
+    eventually(lambda: all(submission.problem == "no route to host" for submission in waiting), "for both to say why")
+
+
 def test_what_has_begun_is_ended_by_the_disk_where_slurm_does_not_answer(
     run: SlurmRun, commands: StubCommands, folder: Path
 ) -> None:

@@ -201,7 +201,7 @@ class Cluster:
             try:
                 self._submit(submission)
             except SlurmUnavailableError as error:
-                submission.problem = str(error)
+                self._say_problem(str(error))
                 _log.warning("Slurm takes no runs at present: %s", error)
                 self._pause(_RETRY_SECONDS)
                 continue
@@ -211,6 +211,12 @@ class Cluster:
                 if submission in self._submissions:
                     self._submissions.remove(submission)
             submission.done.set()
+
+    def _say_problem(self, problem: str) -> None:
+        """Note of all that wait why they do: also of those behind the one that was tried."""
+        with self._condition:
+            for waiting in self._submissions:
+                waiting.problem = problem
 
     def _next_submission(self) -> Submission | None:
         with self._condition:
