@@ -229,4 +229,4 @@ def test_the_example_goes_on_at_another_server(hosts: dict[str, ServerThere], si
 
 def test_a_host_whose_server_stops_without_runs_is_gone_at_once(hosts: dict[str, ServerThere]) -> None:
     hosts["beta"].terminate()
-    assert [node.name for node in hosts["alpha"].api.GetQueue().nodes] == ["alpha"]
+    eventually(lambda: [node.name for node in hosts["alpha"].api.GetQueue().nodes] == ["alpha"], "for it to be gone")
