@@ -295,7 +295,7 @@ class _StoredJobs:
     def __init__(self, jobs: Sequence[JobInfo]) -> None:
         self._jobs = jobs
 
-    def list_jobs(self, _: JobFilter, before: int | None, limit: int) -> list[ListedJob]:
+    def list_jobs(self, _: JobFilter, before: int | None, limit: int, *, owner: str | None = None) -> list[ListedJob]:  # noqa: ARG002
         end = len(self._jobs) if before is None else min(before - 1, len(self._jobs))
         return [ListedJob(place + 1, self._jobs[place]) for place in range(end - 1, max(end - limit, 0) - 1, -1)]
 
