@@ -5,6 +5,7 @@ An optional number says in its comment when it is absent; one that does not is a
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,13 @@ def messages_in(message: Message) -> Iterator[Message]:
                 yield from messages_in(inner)
 
 
+IMAGE = f"data:image/png;base64,{b64encode(b'PNG').decode()}"
+
+
 def job_with_samples(api: Api, folder: Path, values: tuple[int, int]) -> str:
     """Run a job of two samples with these values."""
     (folder / "20260101_000000_results.json").write_text(json.dumps({"results": {"t": {"acc,none": 0.5}}}))
-    rows = ({"doc_id": number, "acc": value, "resps": "a"} for number, value in enumerate(values))
+    rows = ({"doc_id": n, "acc": value, "resps": "a", "input_media": [IMAGE]} for n, value in enumerate(values))
     (folder / "20260101_000000_samples_t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return api.run("prepared").job_id
 
@@ -121,6 +125,7 @@ def answers(api: Api, site: Site) -> list[Message]:
         *(api.ListSuites(), run, *of_run, api.GetSuiteRun(suite_run_id=run.suite_run_id, view=SUITE_RUN_VIEW_DECISION)),
         *api.ReadLog(job_id=api.run("good").job_id),
         *api.ReadArtifact(job_id=job_id, name="toy/empty"),
+        *api.ReadSampleMedia(job_id=first, sample_id="0"),
     ]
 
 
