@@ -7,6 +7,7 @@ key may name no other model than the operator's.
 import hashlib
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from evalrpc.config import EndpointSettings
 from evalrpc.engines.engine import INCOMPATIBLE, LOST
 from evalrpc.engines.gateway.contract import Engine as GatewayEngine
 from evalrpc.engines.gateway.contract import Replica
+from evalrpc.engines.gateway.upstream import parse_address
 from evalrpc.engines.gateway_keeper import GatewayKeeper
 from evalrpc.errors import GatewayError, RunFailedError
 from evalrpc.extras import install_command
@@ -26,6 +28,7 @@ from evalrpc.secrets.registry import Secrets
 from evalrpc.v1.jobs_pb2 import JobInfo, ServedModel
 
 _PROBE_SECONDS: Final = 15.0
+_CONNECT_SECONDS: Final = 5.0
 _MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 _REFUSALS: Final = (401, 403)
 _SHOWN: Final = 200
@@ -144,7 +147,8 @@ def require_usable(use: EndpointUse, url: str) -> None:
     try:
         status, body = _get(f"{url}/models")
     except (OSError, http.client.HTTPException) as error:
-        raise RunFailedError(LOST, f"{name} gives no answer: {error or type(error).__name__}") from error
+        why = _why_out_of_reach(use.settings.url) or str(error) or type(error).__name__
+        raise RunFailedError(LOST, f"{name} gives no answer: {why}") from error
     if status in _REFUSALS:
         key = f"the secret {use.settings.secret}" if use.settings.secret else "a request without a key"
         raise RunFailedError(INCOMPATIBLE, f"{name} refuses {key}: {status} {body[:_SHOWN].decode(errors='replace')}")
@@ -163,6 +167,16 @@ def _get(url: str) -> tuple[int, bytes]:
         return response.status, response.read(_MAX_ANSWER_BYTES)
     finally:
         connection.close()
+
+
+def _why_out_of_reach(url: str) -> str:
+    """Say why nobody can connect to a server; empty if that is possible. The gateway tries on, so it has no reason to give."""
+    address = parse_address(url)
+    try:
+        socket.create_connection((address.host, address.port), _CONNECT_SECONDS).close()
+    except OSError as error:
+        return f"no connection to {address.host}:{address.port}: {error.strerror or error}"
+    return ""
 
 
 def _names(body: bytes) -> list[str]:
