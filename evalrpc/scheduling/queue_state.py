@@ -6,7 +6,6 @@ Threads: `apply` runs on the store's writer thread, everything else on any. One 
 """
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -31,6 +30,7 @@ from evalrpc.scheduling.engine_charges import ChargedJob, EngineCharges
 from evalrpc.scheduling.engine_use import NO_ENGINES, EngineUse, gpus_by_owner, loading_text, with_engines
 from evalrpc.scheduling.forecast import Forecast, Line
 from evalrpc.scheduling.owner_queue import OwnerQueue
+from evalrpc.scheduling.placeable_nodes import PlaceableNodes
 from evalrpc.scheduling.placement import (
     Capacity,
     Choice,
@@ -41,6 +41,7 @@ from evalrpc.scheduling.placement import (
     RunningJob,
     Slots,
 )
+from evalrpc.scheduling.running_jobs import RunningJobs
 from evalrpc.scheduling.shares import Holding, RunUse, Shares, Standing, quota_reason, service_order, within_quota
 from evalrpc.store.base import AttemptUse, Change, ListedJob, QueuedRow
 from evalrpc.v1 import jobs_pb2 as pb
@@ -78,13 +79,8 @@ class QueueState:
     ) -> None:
         device_count = sum(len(node.devices) for node in nodes() if node.max_runs is None)
         self._slots: Slots = placement.slots(device_count, max_running, max_running_served)
-        self._executor_nodes = nodes
-        self._holds = holds
+        self._nodes = PlaceableNodes(nodes, holds)
         self._engines = engines
-        self._known_nodes: tuple[Sequence[Node], Holds, Sequence[Node]] = (), NO_HOLDS, ()
-        self._known_reach: tuple[Sequence[Node], frozenset[str]] = (), frozenset()
-        self.owns = owns
-        """Whether a running job belongs to this server."""
         self._entitlements = entitlements or Entitlements()
         self._clock = clock
         self._preemption_interval_seconds = preemption_interval_seconds
@@ -93,17 +89,11 @@ class QueueState:
         self._following: set[str] = set()
         self._queues: dict[str, OwnerQueue] = {}  # of the owners that have queued jobs
         self._delayed = _by_readiness()  # those that are not offered yet, since they are to be tried again later
-        self._running: dict[str, pb.JobInfo] = {}
-        self._sequences: dict[str, int] = {}  # of the running jobs
-        self._held: dict[str, Resources] = {}  # what the running jobs of this server have
-        self._preemptible: dict[str, None] = {}  # those of them that may be asked to give way, or are about to, in order
-        self._served: set[str] = set()  # those of them that take a slot of jobs with a served model
+        self._running = RunningJobs(self._nodes, owns, engines)
         self._shares = Shares(half_life_seconds)
         self._charges = EngineCharges()
         self._holdings_of_engines: Sequence[EngineHolding] = ()  # as of the last change of them
         self._gpus_of_engines: Mapping[str, int] = {}  # by the owner of jobs that use them, as of then
-        self._usage: dict[str, pb.JobInfo] = {}  # of running jobs, and nothing else
-        self._progress: dict[str, pb.JobInfo] = {}  # with the wait reason, and nothing else
         self._known_free: tuple[Sequence[Node], Capacity] | None = None
         self.generation = 0
         """Grows with every commit that was followed: what was read before holds as long as it stays."""
@@ -128,15 +118,15 @@ class QueueState:
     @property
     def is_paused(self) -> bool:
         """Whether an operator keeps queued jobs from starting."""
-        return self._holds().is_paused
+        return self._nodes.is_paused
+
+    def owns(self, job: pb.JobInfo) -> bool:
+        """Return whether a running job belongs to this server."""
+        return self._running.owns(job)
 
     def nodes(self) -> Sequence[Node]:
         """Return what runs can be placed on, with what is cordoned. The same object until that changes."""
-        nodes, holds = self._executor_nodes(), self._holds()
-        known = self._known_nodes
-        if known[0] is not nodes or known[1] is not holds:
-            known = self._known_nodes = nodes, holds, _cordoned(nodes, holds)
-        return known[2]
+        return self._nodes.now()
 
     @property
     def slots(self) -> Slots:
@@ -146,14 +136,6 @@ class QueueState:
             return self._slots
         without_gpus = sum(node.max_runs_without_gpus or 0 for node in bounded)
         return Slots(sum(node.max_runs or 0 for node in bounded), without_gpus, self._slots.served)
-
-    @property
-    def out_of_reach(self) -> frozenset[str]:
-        """The names of the nodes whose servers have not been heard of lately."""
-        nodes, known = self.nodes(), self._known_reach
-        if known[0] is not nodes:
-            known = self._known_reach = nodes, frozenset(node.name for node in nodes if node.is_out_of_reach)
-        return known[1]
 
     @property
     def uses_since_ns(self) -> int:
@@ -175,10 +157,8 @@ class QueueState:
         for use in uses:
             self._shares.restore(use.owner, use.width, use.started_ns / 1e9, use.ended_ns / 1e9, now_seconds)
         for sequence, job in running:
-            self._running[job.job_id], self._sequences[job.job_id] = job, sequence
+            self._running.add(job, sequence)
             self._shares.begin(job.owner, _use_of(job), _seconds(job.started_at), now_seconds)
-        for job in self._running.values():
-            self._hold(job)
         self._known_free = None
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -196,27 +176,19 @@ class QueueState:
         """Note how far a running job has come, and why its run waits where it does; return the job with both, or None if it
         does not run any more."""
         with self._lock:
-            job = self._running.get(job_id)
-            if job is None:
-                return None
-            self._progress[job_id] = pb.JobInfo(progress=progress, wait_reason=wait_reason)
-            return _with_progress(job, self._unstored_of_running(job_id))
+            unstored = pb.JobInfo(progress=progress, wait_reason=wait_reason)
+            return self._running.with_progress(job_id) if self._running.set_progress(job_id, unstored) else None
 
     def take_progress(self, job_id: str, attempt: int, unstored: pb.JobInfo) -> pb.JobInfo | None:
         """Note what another server says of a running job of its own: progress, wait reason and usage. Return the job with that,
         or None if that attempt does not run any more."""
         with self._lock:
-            job = self._running.get(job_id)
-            if job is None or job.attempt != attempt:
-                return None
-            self._progress[job_id] = unstored
-            return _with_progress(job, self._unstored_of_running(job_id))
+            return self._running.with_progress(job_id) if self._running.set_progress(job_id, unstored, attempt) else None
 
     def set_usage(self, job_id: str, usage: pb.JobInfo) -> None:
         """Note what has become of the questions of a running job so far, as a job with nothing else."""
         with self._lock:
-            if job_id in self._running:
-                self._usage[job_id] = usage
+            self._running.set_usage(job_id, usage)
 
     def described(self, job: pb.JobInfo, *, names_others: bool = True) -> pb.JobInfo:
         """Return a copy of a job with what the store does not know of it. `names_others`: whether that may name other owners,
@@ -265,21 +237,7 @@ class QueueState:
                 position = self._position(entry) if entry else 0
                 wait_reason = self._wait_reason(entry, position, names_others) if entry else "about to start"
                 return pb.JobInfo(position_in_queue=position, wait_reason=wait_reason)
-            return self._unstored_of_running(job_id)
-
-    def _unstored_of_running(self, job_id: str) -> pb.JobInfo:
-        """Return the progress of a running job, and what its run waits for."""
-        unstored = self._progress.get(job_id, _NOTHING)
-        if self.out_of_reach and (node := self._held[job_id].node if job_id in self._held else "") in self.out_of_reach:
-            return pb.JobInfo(progress=unstored.progress, wait_reason=_out_of_reach_text(node))
-        if job_id in self._usage:
-            known, unstored = unstored, pb.JobInfo()
-            unstored.CopyFrom(known)
-            unstored.MergeFrom(self._usage[job_id])
-        if unstored.progress.phase != pb.Progress.PHASE_SERVING:
-            return unstored
-        loading = (each for each in self._engines.holdings() if job_id in each.users and each.is_loading)
-        return pb.JobInfo(progress=unstored.progress, wait_reason=next(map(loading_text, loading), ""))
+            return self._running.unstored(job_id)
 
     def position_for(self, priority: int, owner: str = "") -> int:
         """Return the position that a new job of this priority would have."""
@@ -327,7 +285,7 @@ class QueueState:
         """Return devices of a node for one process more that answers these jobs, which no job has or waits for. None: there are
         too few, or their owners may not have them."""
         with self._lock:
-            free = next((each.free for each in self._free(self.nodes(), placed).nodes if each.name == node), ())
+            free = next((each.free for each in self._free(placed).nodes if each.name == node), ())
             if not num_gpus:
                 return ()
             if len(free) < num_gpus or any(self._as_placed(each).num_gpus for each in self._queued.values()):
@@ -370,7 +328,7 @@ class QueueState:
 
     def _owner_of(self, job_id: str) -> str | None:
         """Return the owner of a live job."""
-        job = self._running.get(job_id) or self._queued.get(job_id)
+        job = self._running.find(job_id) or self._queued.get(job_id)
         return job.owner if job is not None else None
 
     def _heads(self, terms: "_Terms", without_gpus: bool) -> Iterator[Head]:
@@ -428,9 +386,8 @@ class QueueState:
     def _may_be_freed(self, terms: "_Terms", asked: Container[str], engines: Sequence[EngineHolding]) -> Running:
         """Return the running jobs that may give way to others, those that are about to, and the engines."""
         preemptible, giving_way = [], []
-        for job_id in self._preemptible:
-            job = self._running[job_id]
-            if transitions.is_giving_way(job) or job_id in asked:
+        for job in self._running.preemptible():
+            if transitions.is_giving_way(job) or job.job_id in asked:
                 giving_way.append(self._running_job(job, terms))
             elif self._may_preempt(job, terms.now_seconds):
                 preemptible.append(self._running_job(job, terms))
@@ -449,8 +406,8 @@ class QueueState:
         return has_rested and not job.HasField("cancel_requested_at")
 
     def _running_job(self, job: pb.JobInfo, terms: "_Terms") -> RunningJob:
-        order = service_order(job.owner, -job.priority, self._sequences[job.job_id], self._standing(job.owner, terms))
-        node, width = self._resources_of(job).node, len(job.gpus)
+        order = service_order(job.owner, -job.priority, self._running.sequence(job.job_id), self._standing(job.owner, terms))
+        node, width = self._running.resources_of(job).node, len(job.gpus)
         started_seconds, is_served = _seconds(job.started_at), takes_served_slot(job.request)
         return RunningJob(order, job.job_id, node, width, started_seconds, job.owner, is_served)
 
@@ -458,7 +415,7 @@ class QueueState:
         """Return whether time alone may bring it about that a running job has to give way to a queued one."""
         with self._lock:
             is_waiting = any(queue.has_offers for queue in self._queues.values())
-            return is_waiting and bool(self._preemptible)
+            return is_waiting and bool(self._running.preemptible())
 
     def seconds_until_ready(self) -> float | None:
         """Return how long it takes until a job is ready that was not so for the last `choose`; None where there is none."""
@@ -492,7 +449,7 @@ class QueueState:
     def node_states(self) -> list[NodeState]:
         """Return what jobs are placed on, in the order of `nodes`."""
         with self._lock:
-            counts = Counter(held.node for held in self._held.values())
+            counts = self._running.counts_by_node()
             return [
                 NodeState(
                     name=node.name,
@@ -524,15 +481,15 @@ class QueueState:
     def running_jobs(self) -> list[pb.JobInfo]:
         """Return the running jobs, longest running first. They must not be modified."""
         with self._lock:
-            return sorted(self._running.values(), key=lambda job: job.started_at.ToNanoseconds())
+            return sorted(self._running, key=lambda job: job.started_at.ToNanoseconds())
 
     def own_running_jobs(self) -> list[pb.JobInfo]:
         """Return those of the running jobs that belong to this server. They must not be modified."""
-        return [job for job in self.running_jobs() if job.job_id in self._held]
+        return [job for job in self.running_jobs() if self._running.is_own(job.job_id)]
 
     def running_job(self, job_id: str) -> pb.JobInfo | None:
         """Return a running job. It must not be modified."""
-        return self._running.get(job_id)
+        return self._running.find(job_id)
 
     @property
     def queued_count(self) -> int:
@@ -548,46 +505,24 @@ class QueueState:
         """Return what no job of this server holds: neither a running one, nor one in `placed`, by job id with its place.
         Quarantined devices are not free."""
         with self._lock:
-            return self._free(self.nodes(), placed or {})
+            return self._free(placed or {})
 
-    def _free(self, nodes: Sequence[Node], placed: Mapping[str, Resources]) -> Capacity:
-        holders = {**self._held, **placed}
-        held = {device for each in holders.values() for device in each.devices}
-        held |= {device for holding in self._engines.holdings() for device in holding.devices}
-        in_bounds = [each for job_id, each in holders.items() if not self._is_served(job_id)]
-        served_count = len(holders) - len(in_bounds)
-        run_counts = Counter(each.node for each in in_bounds)
-        counts_without_gpus = Counter(each.node for each in in_bounds if not each.devices)
-        bounded = {node.name for node in nodes if node.max_runs is not None}
-        in_slots = [each for each in in_bounds if each.node not in bounded]
-        without_gpus = sum(not each.devices for each in in_slots)
-        slots = self._slots
-        return Capacity(
-            tuple(placement.node_capacity(node, held, run_counts[node.name], counts_without_gpus[node.name]) for node in nodes),
-            Slots(slots.total - len(in_slots), slots.without_gpus - without_gpus, slots.served - served_count),
-        )
+    def _free(self, placed: Mapping[str, Resources]) -> Capacity:
+        return self._running.free(self._slots, placed, self._is_served)
 
     def _is_served(self, job_id: str) -> bool:
         """Return whether a live job takes a slot of those with a served model."""
         entry = self._queued.get(job_id)
-        return job_id in self._served or (entry is not None and entry.is_served)
-
-    def _resources_of(self, job: pb.JobInfo) -> Resources:
-        return placement.resources_of(job, self.nodes())
+        return self._running.is_served(job_id) or (entry is not None and entry.is_served)
 
     def nodes_changed(self) -> Sequence[pb.JobInfo]:
         """Note that other machines have come, gone, or changed. Return the running jobs of those that came into reach or out
         of it since, as they are to be shown."""
         with self._lock:
-            before = self._known_reach[1]
+            before = self._nodes.were_out_of_reach
             self._known_free = None
             self.generation += 1
-            changed = before ^ self.out_of_reach
-            return [
-                _with_progress(self._running[job_id], self._unstored_of_running(job_id))
-                for job_id, held in (self._held.items() if changed else ())
-                if held.node in changed
-            ]
+            return [self._running.with_progress(job_id) for job_id in self._running.of_changed_reach(before)]
 
     def engines_changed(self) -> None:
         """Note that engines hold other devices than before, or are up. Thread-safe."""
@@ -606,9 +541,7 @@ class QueueState:
         self._holdings_of_engines = self._engines.holdings()
         self._gpus_of_engines = gpus_by_owner(self._holdings_of_engines, self._owner_of)
         jobs = {
-            job_id: ChargedJob(job.owner, _seconds(job.started_at))
-            for job_id, job in self._running.items()
-            if served_models(job.request)
+            job.job_id: ChargedJob(job.owner, _seconds(job.started_at)) for job in self._running if served_models(job.request)
         }
         now_seconds = self.now_seconds()
         self._shares.charge_engines(self._charges.follow(self._holdings_of_engines, jobs, now_seconds), now_seconds)
@@ -617,7 +550,7 @@ class QueueState:
         """Return what is free, which every queued job is told of. It is worked out anew when a run begins or ends."""
         nodes = self.nodes()
         if self._known_free is None or self._known_free[0] is not nodes:
-            self._known_free = nodes, self._free(nodes, {})
+            self._known_free = nodes, self._free({})
         return self._known_free[1]
 
     def _forecast_now(self) -> Forecast:
@@ -704,13 +637,13 @@ class QueueState:
     def _follow_reason(self, job: pb.JobInfo, names_others: bool) -> str:
         """Say which job another one follows."""
         with self._lock:
-            source = self._queued.get(job.cached_from) or self._running.get(job.cached_from)
+            source = self._queued.get(job.cached_from) or self._running.find(job.cached_from)
             is_named = names_others or source is None or source.owner == job.owner
         return f"follows job {job.cached_from}" if is_named else "follows another job"
 
     def _charge(self, change: Change) -> None:
         """Count an attempt that begins or ends for its owner's share."""
-        before = self._running.get(change.job.job_id)
+        before = self._running.find(change.job.job_id)
         after = change.job if change.job.status == pb.JOB_STATUS_RUNNING and not change.deleted else None
         if before is not None and after is not None and before.attempt == after.attempt:
             return
@@ -725,23 +658,12 @@ class QueueState:
     def _place(self, change: Change) -> None:
         job_id = change.job.job_id
         if change.job.status == pb.JOB_STATUS_RUNNING:
-            self._running[job_id], self._sequences[job_id] = change.job, change.sequence
-            self._hold(change.job)
+            self._running.add(change.job, change.sequence)
             self._known_free = None
         elif transitions.is_follower(change.job):
             self._following.add(job_id)
         elif change.job.status == pb.JOB_STATUS_QUEUED:
             self._enqueue(_entry(_row(change)))
-
-    def _hold(self, job: pb.JobInfo) -> None:
-        """Note what a running job has, if it belongs to this server."""
-        if not self.owns(job):
-            return
-        self._held[job.job_id] = self._resources_of(job)
-        if job.preemptible:
-            self._preemptible[job.job_id] = None
-        if takes_served_slot(job.request):
-            self._served.add(job.job_id)
 
     def _enqueue(self, entry: QueuedJob) -> None:
         self._queued[entry.job_id] = entry
@@ -755,17 +677,12 @@ class QueueState:
     def _remove(self, change: Change) -> None:
         job_id = change.job.job_id
         if change.status_changed or change.deleted:
-            self._progress.pop(job_id, None)
-            self._usage.pop(job_id, None)
+            self._running.forget_progress(job_id)
         self._following.discard(job_id)
         entry = self._queued.pop(job_id, None)
         if entry is not None:
             self._dequeue(entry)
-        if self._running.pop(job_id, None) is not None:
-            del self._sequences[job_id]
-            self._held.pop(job_id, None)
-            self._preemptible.pop(job_id, None)
-            self._served.discard(job_id)
+        if self._running.remove(job_id):
             self._known_free = None
 
     def _dequeue(self, entry: QueuedJob) -> None:
@@ -791,14 +708,6 @@ class _Terms(NamedTuple):
     def has_waited(self, job: QueuedJob) -> bool:
         """Return whether a job has waited long."""
         return self.now_seconds - job.created_seconds >= self.reservation_seconds
-
-
-def _cordoned(nodes: Sequence[Node], holds: Holds) -> Sequence[Node]:
-    """Return the nodes with what is cordoned."""
-    if not holds.cordoned:
-        return nodes
-    mark = lambda device: device._replace(is_cordoned=device.id in holds.cordoned)  # noqa: E731 - it is short
-    return [node._replace(devices=tuple(map(mark, node.devices))) for node in nodes]
 
 
 def _by_readiness(entries: Iterable[QueuedJob] = ()) -> "SortedKeyList[QueuedJob]":
@@ -853,22 +762,6 @@ def _named(lines: Sequence[Line], names_others: bool) -> str:
 
 def _seconds(time: Timestamp) -> float:
     return time.ToNanoseconds() / 1e9
-
-
-def _out_of_reach_text(node: str) -> str:
-    return f"host {node} is out of reach: its runs are seen to once it is back, or given up by `evalrpc node lost {node}`"
-
-
-def _with_progress(job: pb.JobInfo, unstored: pb.JobInfo) -> pb.JobInfo:
-    merged = pb.JobInfo()
-    merged.CopyFrom(job)
-    merged.progress.CopyFrom(unstored.progress)
-    merged.wait_reason = unstored.wait_reason
-    if unstored.HasField("usage"):
-        merged.usage.CopyFrom(unstored.usage)
-    if unstored.HasField("judge_usage"):
-        merged.judge_usage.CopyFrom(unstored.judge_usage)
-    return merged
 
 
 def _use_of(job: pb.JobInfo) -> RunUse:
