@@ -9,7 +9,7 @@ import { STATUSES, between, isLive, labelsOf, modelOf, ownerOf, shortId, statusO
 const PAGE_SIZE = 50;
 
 export function QueueView({ query }) {
-  const status = query.get("status") || "";
+  const status = STATUSES.find((name) => name === query.get("status")) || "";
   const labels = query.get("labels") || "";
   const pageToken = query.get("page") || "";
   const [jobs, setJobs] = useState(null);
@@ -87,7 +87,7 @@ function Overview({ queue, engines }) {
     <ul class="figures">
       <li><b>${queue.runningCount || 0}</b> running</li>
       <li><b>${queue.queuedCount || 0}</b> queued</li>
-      <li><b>${queue.freeGpuCount || 0}</b> of ${gpus.length} GPUs free</li>
+      <li>${gpus.length ? html`<b>${queue.freeGpuCount || 0}</b> of ${gpus.length} GPUs free` : "no GPUs"}</li>
       ${queue.paused && html`<li class="warning">the queue is paused</li>`}
     </ul>
     ${gpus.length > 0 && html`<ul class="gpus" aria-label="GPUs">${gpus.map((gpu) => html`<li class=${gpuState(gpu)} title=${gpu.quarantineReason || ""}>
