@@ -118,7 +118,7 @@ class CheckpointFolder:
         try:
             candidates = dict(self._candidates(remarks))
         except OSError as error:
-            self._remark(remarks, f"{self.folder}: {error.strerror}; nothing is evaluated before it can be read")
+            self._remark(remarks, f"{self.folder}: {error.strerror}; there is nothing to evaluate yet")
             return Scan(False, [], frozenset(), remarks)
         unfinished: set[tuple[Path, str | None]] = set()
         for path, step in candidates.items():

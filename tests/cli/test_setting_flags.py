@@ -48,6 +48,7 @@ VALUES: dict[str, Any] = {
     "output_root": "/o",
     "output_mode": "0600",
     "output_group": "staff",
+    "media_roots": "/m,/n",
     "inherit_env": "PATH,HF_*",
     "reservation_seconds": 2.5,
     "share_half_life_seconds": 2.5,

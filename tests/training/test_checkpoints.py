@@ -198,7 +198,7 @@ def test_a_folder_that_is_not_there_yet_is_waited_for(out: Path, clock: ManualCl
     checkpoints = folder(out, clock)
     scan = checkpoints.scan()
     assert not scan.is_readable
-    assert scan.remarks == [f"{out}: No such file or directory; nothing is evaluated before it can be read"]
+    assert scan.remarks == [f"{out}: No such file or directory; there is nothing to evaluate yet"]
     save(out / "step_1")
     assert steps(quiet_scan(checkpoints, clock)) == [1]
 
