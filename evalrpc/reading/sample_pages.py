@@ -20,6 +20,9 @@ MAX_ROW_BYTES: Final = 2 * 1024 * 1024
 MAX_ROW_VALUES: Final = 256 * 1024
 """A row with more values is cut. Few rows within MAX_ROW_BYTES have so many."""
 
+TOKEN_BYTES: Final = 48
+"""What the token of a sample may take in the answer."""
+
 
 class SamplesPage(NamedTuple):
     """Some rows, the offset of the next, None at the end, the paths of what was cut, and where each row can be read from."""
@@ -49,7 +52,7 @@ def read_page(
     The page ends early where the budget of the rows does. Raises ReadLimitError if that is before it has got any further.
     """
     page = SamplesPage([], None, [], [])
-    bound = PageBound(page_size)
+    bound = PageBound(page_size, bytes_beside=TOKEN_BYTES)
     begin = end = rows.position
     try:
         for values, next_end, is_too_large in rows:

@@ -13,7 +13,7 @@ from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.protobuf.structs import sample_struct
 from evalrpc.reading.row_cutting import bounded_row, cut_row
 from evalrpc.reading.sample_files import SampleRows
-from evalrpc.reading.sample_pages import MAX_ROW_BYTES, read_page
+from evalrpc.reading.sample_pages import MAX_ROW_BYTES, TOKEN_BYTES, read_page
 from evalrpc.v1.samples_pb2 import ListSamplesResponse
 
 MAX = 100_000
@@ -106,7 +106,7 @@ def rows_of(*sizes: int) -> SampleRows:
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_a_page_is_full_to_the_byte(more: int) -> None:
-    half = MAX_PAGE_BYTES // 2 - 4  # a tag, and a length of three bytes
+    half = MAX_PAGE_BYTES // 2 - TOKEN_BYTES - 4  # a tag, and a length of three bytes
     page = read_page(rows_of(half, half + more, 100), 1000)
     assert len(page.rows) == (2 if more <= 0 else 1)
     assert ListSamplesResponse(samples=page.rows).ByteSize() <= MAX_PAGE_BYTES

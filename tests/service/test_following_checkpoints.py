@@ -167,7 +167,10 @@ def test_a_command_that_makes_no_sense_says_why(api: Api, out: Path, flags: tupl
 
 def test_once_needs_a_folder(api: Api, out: Path) -> None:
     result = run_follow(api, out, "--once")
-    assert (result.exit_code, result.stderr) == (2, f"evalrpc: {out}: No such file or directory; there is nothing to evaluate yet\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"evalrpc: {out}: No such file or directory; there is nothing to evaluate yet\n",
+    )
 
 
 def test_a_request_that_the_server_refuses_ends_it_with_the_fields(api: Api, out: Path) -> None:
