@@ -152,6 +152,11 @@ def parent_of(pid: int) -> int:
         return 0
 
 
+def unended(cluster: SlurmCluster) -> list[str]:
+    """Return the jobs that Slurm has, but for those whose processes have ended, and which it still tidies up after."""
+    return [job for job in cluster.jobs() if " COMPLETING " not in job]
+
+
 def choose(count: int, together: int, dice: random.Random) -> list[list[str]]:
     """Return so many faults, of each kind equally many, by chance: in rounds of some that befall different parts."""
     chosen = [FAULTS[number % len(FAULTS)] for number in range(count)]
@@ -194,9 +199,13 @@ def run_campaign(
             took_seconds = time.monotonic() - began_seconds
             trial = campaign.trial
             jobs = asyncio.run(kills.final_jobs(server.address, tokens[kills.OPERATOR], list(trial.acknowledged)))
-            eventually(lambda: not cluster.jobs(), "for Slurm to have no job left")
+            problems = []
+            try:
+                eventually(lambda: not unended(cluster), "for Slurm to have no job left")
+            except AssertionError as error:
+                problems = [f"{error}: {cluster.jobs()}"]
             starts = [(job, int(attempt)) for job, attempt in map(str.split, (folder / "starts").read_text().splitlines())]
-            problems = kills.check(trial, starts, jobs, 1)
+            problems += kills.check(trial, starts, jobs, 1)
             problems += [f"process {pid} is left" for pid in server.processes_of_jobs()]
             attempts = [attempt for job in jobs.values() for attempt in job.attempts]
             problems += [attempt.error.message for attempt in attempts if attempt.error.reason == "START_FAILED"]

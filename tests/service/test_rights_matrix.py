@@ -234,6 +234,8 @@ class World:
         self.running = self.submit("bob", "slow", num_gpus=1)
         self.wait_for(self.running, RUNNING)
         self.wide = self.submit("bob", "slow", num_gpus=2)
+        state = self.server.server._scheduler._dependencies.queue_state
+        eventually(lambda: state._reservation is not None, "for the GPUs to be kept before another job comes")
         self.narrow = self.submit("alice", "slow", num_gpus=1)
         eventually(lambda: "kept for" in self.get(self.narrow).wait_reason, "for the GPUs to be kept")
 

