@@ -64,7 +64,7 @@ class SampleLister:
         job = await self._feed.read_job(job_id)
         listing = ListSamplesRequest(job_id=job_id, model=call.model, task=call.task, filter=call.filter)
         offset = page_tokens.decode(call.page_token, listing) or 0
-        source = await self._source(job, call.model, call.task, offset)
+        source = await source_of(job, call.model, call.task, offset, self._data_dir, self._results, self._listers)
         matching = call.filter.SerializeToString()
         page = None
         if not matching:  # else all rows are looked at, which would take the interpreter from others
@@ -78,9 +78,6 @@ class SampleLister:
             next_page_token="" if page.next_offset is None else page_tokens.encode(page.next_offset, listing),
         )
         return page.serialized + answer.SerializeToString()
-
-    async def _source(self, job: JobInfo, model: str, task: str, offset: int) -> "SampleSource":
-        return await source_of(job, model, task, offset, self._data_dir, self._results, self._listers)
 
     async def _read_in_place(self, source: "SampleSource", page_size: int) -> "_Page | None":
         """Read a page in the server itself; None where the first row alone takes too long for that."""

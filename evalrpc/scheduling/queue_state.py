@@ -415,7 +415,7 @@ class QueueState:
         """Return whether time alone may bring it about that a running job has to give way to a queued one."""
         with self._lock:
             is_waiting = any(queue.has_offers for queue in self._queues.values())
-            return is_waiting and bool(self._running.preemptible())
+            return is_waiting and self._running.has_preemptible
 
     def seconds_until_ready(self) -> float | None:
         """Return how long it takes until a job is ready that was not so for the last `choose`; None where there is none."""

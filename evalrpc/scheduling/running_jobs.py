@@ -78,6 +78,11 @@ class RunningJobs:
         """Return whether a job of this server takes a slot of those with a served model."""
         return job_id in self._served
 
+    @property
+    def has_preemptible(self) -> bool:
+        """Whether `preemptible` has any."""
+        return bool(self._preemptible)
+
     def preemptible(self) -> list[pb.JobInfo]:
         """Return the jobs of this server that may be asked to give way, or are about to, in the order of their starts."""
         return [self._jobs[job_id] for job_id in self._preemptible]

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from campaigns.kills import KINDS, PROGRAM, Trial, check, outcome, request_of, until_served, watch_everything
+from campaigns.kills import KINDS, PROGRAM, Trial, check, outcome, read_starts, request_of, until_served, watch_everything
 from database_proxy import DatabaseProxy
 from postgres_cluster import Cluster, start_cluster
 from server_process import ServerProcess
@@ -193,7 +193,7 @@ def run_campaign(folder: Path, faults: Sequence[str], jobs_per_fault: int, seed:
         keeper.start()
         trial, watched = asyncio.run(run_trial(site, faults, jobs_per_fault, seed))
         jobs = asyncio.run(final_jobs(site.servers[HOSTS[-1]].address, list(trial.acknowledged)))
-        starts = [(job, int(attempt)) for job, attempt in map(str.split, (folder / "starts").read_text().splitlines())]
+        starts = read_starts(folder)
         eventually(lambda: not site.servers[HOSTS[0]].processes_of_jobs(), "for no process to be left")
         problems = [problem for each in watched for problem in check(_with_jobs(each, trial), starts, jobs, 1)]
         logs = "".join(server.log_path.read_text() for server in site.servers.values())

@@ -185,6 +185,11 @@ def request_of(kind: str, num_gpus: int = 0) -> pb.EvaluateRequest:
     return pb.EvaluateRequest(harness="trial", model=kind, tasks=["t"], num_gpus=num_gpus)
 
 
+def read_starts(folder: Path) -> list[tuple[str, int]]:
+    """Return the job and the attempt of each start of PROGRAM, as it has noted them."""
+    return [(job, int(attempt)) for job, attempt in map(str.split, (folder / "starts").read_text().splitlines())]
+
+
 def check(trial: Trial, starts: list[tuple[str, int]], jobs: dict[str, pb.JobInfo], first_revision: int) -> list[str]:
     """Return the problems found; none if all guarantees held."""
     problems = []
@@ -241,7 +246,7 @@ def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int, *, acc
     try:
         trial = asyncio.run(run_trial(server, tokens, kills, jobs_per_kill, seed))
         jobs = asyncio.run(final_jobs(server.address, tokens[OPERATOR], list(trial.acknowledged)))
-        starts = [(job, int(attempt)) for job, attempt in map(str.split, (folder / "starts").read_text().splitlines())]
+        starts = read_starts(folder)
         left = server.processes_of_jobs()
         problems = check(trial, starts, jobs, 1) + [f"process {pid} is left" for pid in left]
     finally:

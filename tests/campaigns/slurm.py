@@ -204,7 +204,7 @@ def run_campaign(
                 eventually(lambda: not unended(cluster), "for Slurm to have no job left")
             except AssertionError as error:
                 problems = [f"{error}: {cluster.jobs()}"]
-            starts = [(job, int(attempt)) for job, attempt in map(str.split, (folder / "starts").read_text().splitlines())]
+            starts = kills.read_starts(folder)
             problems += kills.check(trial, starts, jobs, 1)
             problems += [f"process {pid} is left" for pid in server.processes_of_jobs()]
             attempts = [attempt for job in jobs.values() for attempt in job.attempts]
