@@ -1,0 +1,59 @@
+"""Requests as JSON: what is read by a shorter way is read as json_format reads it."""
+
+import json
+
+import pytest
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evalrpc.errors import InvalidRequestError
+from evalrpc.server.transports.http.codec import decode
+from evalrpc.v1 import evaluation_service_pb2
+
+_REQUESTS = [method.input_type for method in evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"].methods]
+
+_VALUES = st.one_of(
+    st.text(max_size=5),
+    st.text(st.characters(categories=("Cs",)), max_size=2),  # halves of pairs, which are no text
+    st.sampled_from([None, True, 7, [], ["a"], {}, {"a": "b"}, [["jobId", "a"]]]),
+)
+
+
+@given(st.data())
+def test_every_object_is_read_as_json_format_reads_it(data: st.DataObject) -> None:
+    descriptor = data.draw(st.sampled_from(_REQUESTS))
+    names = [name for field in descriptor.fields for name in (field.name, field.json_name)]
+    pairs = data.draw(st.lists(st.tuples(st.sampled_from([*names, "other"]), _VALUES), max_size=3))
+    text = "{{{}}}".format(", ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in pairs))
+
+    assert _decoded(text.encode(), descriptor) == _decoded_by_json_format(text, descriptor)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"jobId": "a"} {}', '{"jobId": "a",}', '{"jobId": "a", "jobId": "b"}', '{"jobId": "\n"}', "{"]
+)
+def test_what_is_no_such_object_is_refused(text: str) -> None:
+    descriptor = next(each for each in _REQUESTS if each.name == "GetJobRequest")
+
+    assert _decoded(text.encode(), descriptor) is _decoded_by_json_format(text, descriptor) is None
+
+
+def _decoded(text: bytes, descriptor: Descriptor) -> Message | None:
+    try:
+        message: Message = GetMessageClass(descriptor).FromString(decode(text, descriptor))
+    except InvalidRequestError:
+        return None
+    return message
+
+
+def _decoded_by_json_format(text: str, descriptor: Descriptor) -> Message | None:
+    message: Message = GetMessageClass(descriptor)()
+    try:
+        json_format.Parse(text, message)
+    except (json_format.ParseError, ValueError):
+        return None
+    return message
