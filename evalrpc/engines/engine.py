@@ -3,6 +3,8 @@
     data_dir/engines/ENGINE_ID/engine       what it serves, and on what, for the next server
     data_dir/engines/ENGINE_ID/start-N/     log and traces of the Nth process
 
+Where several servers share the folder, these are in `data_dir/engines/hosts/HOST/` of their machine.
+
 Each has a thread, which alone starts and ends processes. What others may see of it changes under the lock of the pool, as the
 table `_NEXT` allows, and `EngineDependencies.on_change` is called after it, without the lock.
 """
@@ -103,6 +105,10 @@ class EngineDependencies:
     on_change: Callable[[], None]
     """Called without the lock, after anything that others may wait for."""
     stopping: threading.Event
+    keeps_idle: Callable[[], bool] = lambda: True
+    """Returns whether jobs may come to an engine that has none: as long as no other server places them."""
+    wait_to_start: Callable[[threading.Event], bool] = lambda stopping: not stopping.is_set()
+    """Waits until this server may start processes. Returns False if it stops first."""
 
 
 @dataclass
@@ -269,6 +275,8 @@ class Engine:
             if handle is None or is_new:
                 self._end_process()
                 self._require_same_model()
+                if not self.dependencies.wait_to_start(self.dependencies.stopping):
+                    return
                 self._handle = handle = self._start()
             try:
                 if not self._wait_until_ready(handle):
@@ -418,7 +426,7 @@ class Engine:
     def _has_rested(self) -> bool:
         """Return whether it has been without jobs for as long as it may. Called with the lock held."""
         idle_seconds = self.definition.settings.idle_seconds
-        if not idle_seconds or not is_known(self.served):  # nobody else will use it
+        if not idle_seconds or not is_known(self.served) or not self.dependencies.keeps_idle():  # nobody else will use it
             return True
         return self.state == ENGINE_STATE_READY and self.dependencies.clock.monotonic() - self.idle_since >= idle_seconds
 

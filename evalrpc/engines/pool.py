@@ -12,7 +12,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,10 +30,10 @@ from evalrpc.engines.holdings import EngineHolding
 from evalrpc.engines.replicas import WantedReplica, identity_of, users_of, wanted
 from evalrpc.engines.weights import Weights
 from evalrpc.errors import EngineNotFoundError, FieldViolation, GatewayError, InvalidRequestError, RunFailedError
-from evalrpc.executors.base import NO_LIMITS, Executor, Resources, RunAccount, RunLimits
+from evalrpc.executors.base import NO_LIMITS, Executor, Resources, RunAccount, RunKey, RunLimits
 from evalrpc.files.private import make_private_folder
 from evalrpc.files.trees import remove_tree
-from evalrpc.jobs.paths import ENGINES_DIR
+from evalrpc.jobs.paths import ENGINES_DIR, engines_dir
 from evalrpc.jobs.served_models import SERVED_FIELDS, EngineNeed, engine_ids, identity, replicas_wanted
 from evalrpc.jobs.transitions import is_giving_way
 from evalrpc.secrets.masking import NO_MASK, Mask
@@ -83,7 +83,12 @@ class _Reserved:
 
 class EnginePool:
     """All engines, and the endpoints beside them. `account_of` gives the account of an owner's runs, whose home is there by
-    then; with one, an engine answers for its owner alone. `limits_of` gives what an engine of a name may take."""
+    then; with one, an engine answers for its owner alone. `limits_of` gives what an engine of a name may take.
+
+    `host`: the name of this machine, where several servers share the folder: each sees to the engines of its own machine.
+    `keeps_idle` returns whether jobs may come to an engine that has none. `wait_to_start` waits until this server may start
+    processes, and returns False if it stops first.
+    """
 
     def __init__(
         self,
@@ -99,13 +104,17 @@ class EnginePool:
         keeps_owners_apart: bool = False,
         limits_of: Callable[[str], RunLimits] = lambda _: NO_LIMITS,
         max_log_bytes: int = 0,
+        host: str = "",
+        keeps_idle: Callable[[], bool] = lambda: True,
+        wait_to_start: Callable[[threading.Event], bool] = lambda stopping: not stopping.is_set(),
     ) -> None:
         self._definitions = definitions
         self._declared_endpoints = endpoints
         self._secrets = secrets
         self._account_of = account_of
         self._clock = clock
-        self._folder = data_dir / ENGINES_DIR
+        self._folder = engines_dir(data_dir, host)
+        self._left_folder = data_dir / ENGINES_DIR if host else None  # by a server that was alone
         self._keeps_owners_apart = keeps_owners_apart
         self._stopping = threading.Event()
         self._changed = threading.Condition()
@@ -119,7 +128,7 @@ class EnginePool:
         self.on_change: Callable[[], None] = lambda: None
         """Called without locks whenever devices may have come free, or an engine answers."""
         self._taken_ports: set[int] = set()
-        self._weights = Weights(self._folder / _WEIGHTS_DIR)
+        self._weights = Weights(data_dir / ENGINES_DIR / _WEIGHTS_DIR)
         self._dependencies = EngineDependencies(
             executor,
             self.gateway,
@@ -133,6 +142,8 @@ class EnginePool:
             self._weights,
             self._tell_change,
             self._stopping,
+            keeps_idle,
+            wait_to_start,
         )
 
     # For the scheduler, which has its condition held.
@@ -397,6 +408,8 @@ class EnginePool:
 
         Raises OSError.
         """
+        if self._left_folder is not None:
+            self._end_left(self._left_folder)
         jobs = list(jobs)
         users: dict[str, set[str]] = {}
         needed: set[str] = set()
@@ -405,7 +418,7 @@ class EnginePool:
                 users.setdefault(engine_id, set()).add(job.job_id)
                 if not is_giving_way(job):
                     needed.add(engine_id)
-        for folder, facts in self._remembered():
+        for folder, facts in self._remembered(self._folder):
             try:
                 engine = self._restored(folder, facts)
             except (KeyError, TypeError, ValueError, json_format.ParseError) as error:
@@ -421,14 +434,25 @@ class EnginePool:
                 self._note_replicas(used, job)
         self.gateway.restore({engine.gateway_name for engine in self._engines}, self._endpoints.restore(jobs))
 
-    def _remembered(self) -> list[tuple[Path, Mapping[str, Any]]]:
+    def _end_left(self, folder: Path) -> None:
+        """End the engines of a server that was alone on this machine, whose jobs get others. Raises OSError."""
+        for left, facts in self._remembered(folder):
+            number = int(facts["start_count"])
+            key = RunKey(left.name, number, left / f"start-{number}", (), self._account_of(str(facts["owner"])))
+            if (handle := self._dependencies.executor.find(key)) is not None:
+                with closing(handle), suppress(RunFailedError):  # which can't be ended, so its GPUs show that they are in use
+                    handle.end(self._dependencies.grace_seconds)
+            remove_tree(left)
+        GatewayKeeper(self._dependencies.executor, self._clock, folder / _GATEWAY_DIR).restore(frozenset())
+
+    def _remembered(self, folder: Path) -> list[tuple[Path, Mapping[str, Any]]]:
         """Return what earlier servers have written down of engines that had not ended, replicas last. Raises OSError."""
         found: list[tuple[Path, Mapping[str, Any]]] = []
-        for folder in sorted(self._folder.glob("engine-*")):
-            if (facts := remembered(folder)) is not None:
-                found.append((folder, facts))
+        for each in sorted(folder.glob("engine-*")):
+            if (facts := remembered(each)) is not None:
+                found.append((each, facts))
             else:
-                remove_tree(folder)
+                remove_tree(each)
         return sorted(found, key=lambda each: bool(each[1].get("replica_of")))
 
     def begin_restored(self) -> None:

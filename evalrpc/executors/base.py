@@ -73,7 +73,7 @@ class Node(NamedTuple):
     max_runs_without_gpus: int | None = None
     """How many of these may have no device. None: all."""
     is_remote: bool = False
-    """Whether another server sees to its runs."""
+    """Whether another machine is that of the scheduler, where engines are started and models prepared."""
     is_out_of_reach: bool = False
     """Whether nothing was heard of that server lately."""
 

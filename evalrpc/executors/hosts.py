@@ -58,7 +58,7 @@ class HostExecutor:
         own, others = self.own_node, self._others()
         known_own, known_others, known = self._known
         if own is not known_own or others is not known_others:
-            known = (own, *others)
+            known = (own._replace(is_remote=not all(each.is_remote for each in others)), *others)
             self._known = own, others, known
         return known
 

@@ -7,6 +7,7 @@ data_dir/jobs/JOB_ID/attempt-N/output/          what the harness wrote, unless t
 data_dir/jobs/JOB_ID/attempt-N/preparation/     the same of the run that prepared its model, if there was one
 data_dir/preparations/FINGERPRINT/              a prepared model
 data_dir/engines/ENGINE_ID/                     an engine: what it serves, logs and traces of its processes
+data_dir/engines/hosts/HOST/ENGINE_ID/          the same where several servers share the folder
 data_dir/homes/UID/                             the home of an account of runs, where these have accounts of their own
 output_root/OUTPUT_DIR/JOB_ID/attempt-N/        what it wrote, where the request does
 """
@@ -27,6 +28,13 @@ PREPARATIONS_DIR: Final = "preparations"
 
 ENGINES_DIR: Final = "engines"
 """The engines that serve models, and the gateway to them."""
+
+_HOSTS: Final = "hosts"
+
+
+def engines_dir(data_dir: Path, host: str) -> Path:
+    """Return the folder of the engines of a machine, one of several; without a name, of the only one."""
+    return data_dir / ENGINES_DIR / _HOSTS / host if host else data_dir / ENGINES_DIR
 
 
 def job_dir(data_dir: Path, job_id: str) -> Path:

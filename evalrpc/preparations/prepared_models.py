@@ -6,6 +6,7 @@ data_dir/preparations/*.removed         one that is being removed
 Which job makes or uses what is in memory: a server that takes over the runs of an earlier one says it again.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -78,13 +79,16 @@ class PreparedModels:
             return self._making[fingerprint]
 
     def keep(self, job_id: str, made: Path) -> None:
-        """Take over what a job has prepared, all at once. `made` is in the same file system. Raises OSError."""
+        """Take over what a job has prepared, all at once, unless a server of another machine has done so. `made` is in the same
+        file system. Raises OSError."""
         os.sync()  # what is there after a power cut is whole
         make_private_folder(self.folder)
         with self._lock:
-            made.rename(self.folder / self._users[job_id])
+            is_taken = _moved(made, self.folder / self._users[job_id])
             making = self._making.pop(self._users[job_id])
         making.done.set_result(None)
+        if not is_taken:
+            remove_tree(made)
 
     def fail(self, job_id: str, error: RunFailedError) -> None:
         """Let those who wait for what a job prepares fail, too."""
@@ -151,3 +155,14 @@ class PreparedModels:
             aside = f"{fingerprint}.{self._clock.now().ToNanoseconds()}{_REMOVED}"  # an earlier one may still be there
             (self.folder / fingerprint).rename(self.folder / aside)
             return True
+
+
+def _moved(folder: Path, place: Path) -> bool:
+    """Move a folder to its place, unless there is one. Return whether it was moved. Raises OSError."""
+    try:
+        folder.rename(place)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True

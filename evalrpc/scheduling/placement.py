@@ -134,7 +134,7 @@ class NodeCapacity(NamedTuple):
     free_runs_without_gpus: int | None = None
     """How many of these may have no device. None: all."""
     is_remote: bool = False
-    """Whether another server sees to its runs."""
+    """Whether another machine is that of the scheduler."""
 
     def has_run_for(self, num_gpus: int, *, is_served: bool) -> bool:
         """Return whether it takes one more run, as far as its own bounds go. A run with a served model is in none."""
@@ -546,10 +546,14 @@ def wait_reason(
     """Say in words why a queued job does not run yet. The position says how many jobs are before it, `others` who comes first
     for another owner's share. A reservation counts if its job comes before this one. `names_others`: whether the jobs of other
     owners may be named."""
+    is_among_others = len(free.of("").nodes) > 1
     free = free.of(job.executor)
     executor = "" if job.executor == HERE else job.executor
     if executor and not free.nodes:
         return f"this server has no executor {job.executor!r} any more"
+    if job.executor == HERE and is_among_others and free.nodes and job.num_gpus > free.widest:
+        machine = f"{free.nodes[0].name}, where engines are started and models prepared"
+        return f"needs {gpus_text(job.num_gpus)} of {machine}, and that has {free.widest} in all"
     if job.num_gpus > free.widest:
         return _too_wide(job.num_gpus, free)
     if job.is_served and free.slots.served < 1:

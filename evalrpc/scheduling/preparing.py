@@ -10,7 +10,7 @@ for the harness's processes takes those of the preparation for them.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -81,11 +81,22 @@ class Preparing:
 
     def restore(self, jobs: Iterable[JobInfo]) -> None:
         """Take up what the running jobs of an earlier server use, and which of them prepares it."""
+        for job, folder, place in self._noted(jobs):
+            self.models.use(job.job_id, place.parts[0], is_making=(folder / _MADE).exists())
+
+    def keep(self, jobs: Iterable[JobInfo]) -> None:
+        """Keep what the running jobs of other servers use. What they prepare is not waited for: their machine may be out of
+        reach."""
+        for job, _, place in self._noted(jobs):
+            self.models.use(job.job_id, place.parts[0])
+
+    def _noted(self, jobs: Iterable[JobInfo]) -> Iterator[tuple[JobInfo, Path, PurePath]]:
+        """Yield those of the jobs that have a prepared model, with their folders and its place."""
         for job in (job for job in jobs if job.request.preparation):
             folder = self._folder(job, job.attempt)
             with suppress(OSError):  # what can't be told at present is told by the job itself, when it goes on
                 if (place := _read_place(folder)) is not None:
-                    self.models.use(job.job_id, place.parts[0], is_making=(folder / _MADE).exists())
+                    yield job, folder, place
 
     def end(self, job: JobInfo, grace_seconds: float) -> None:
         """End what is left of the preparation of a job's latest attempt. Raises RunFailedError, OSError."""

@@ -74,7 +74,7 @@ class Scheduler:
     def begin_placing(self) -> None:
         """See to what is the scheduler's, from now on. What other servers have committed before is known."""
         running = self._dependencies.queue_state.running_jobs()
-        self._dependencies.preparing.restore(job for job in running if job.job_id not in self._ours)
+        self._dependencies.preparing.keep(job for job in running if job.job_id not in self._ours)
         with self._condition:
             self._note_ours(running)
         self.nodes_changed()

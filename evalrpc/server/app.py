@@ -243,6 +243,9 @@ class Server:
             keeps_owners_apart=pool is not None,
             limits_of=run_limits.of_engine,
             max_log_bytes=settings.max_log_bytes,
+            host=host_name(settings) if shared is not None else "",
+            keeps_idle=self._may_get_served_jobs,
+            wait_to_start=self._duty.wait_until_trusted,
         )
         queue_state = self._build_queue_state(entitlements, clock)
         self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
@@ -409,6 +412,11 @@ class Server:
         describe = NodeDescription(lambda: executor.own_node, held, lambda: queue_state.draining)
         return Sharing(store, host_name(self._settings), describe, self._settings.lease_seconds)
 
+    def _may_get_served_jobs(self) -> bool:
+        """Return whether jobs may come to the engines of this machine: they do to those of the scheduler's."""
+        shared = shared_store(self._store)
+        return shared is None or not shared.hosts.is_other_scheduling(host_name(self._settings))
+
     def _publish_progress(self, job: JobInfo) -> None:
         """Tell watchers how far a running job has come, those at other servers too."""
         self._feed.publish_progress(job)
@@ -458,7 +466,7 @@ class Server:
         from evalrpc.server.telemetry.snapshot import Observed
 
         engines = tuple(sorted(self._settings.engines))
-        return Observed(self._store, queue_state, self._engines, engines, self._feed, self.limits, self._health)
+        return Observed(self._store, queue_state, self._engines, engines, self._feed, self.limits, self._health, self._duty)
 
     def _build_queue_state(self, entitlements: Entitlements, clock: Clock) -> QueueState:
         settings = self._settings

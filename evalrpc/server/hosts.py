@@ -70,6 +70,6 @@ def _node_of(host: HostState) -> Node:
         tuple(Device(id_, name, reason or problem) for id_, name, problem in described["devices"]),
         max_runs=described["max_runs"] if host.is_reachable else 0,
         max_runs_without_gpus=described["max_runs_without_gpus"] if host.is_reachable else 0,
-        is_remote=True,
+        is_remote=not host.is_scheduler,
         is_out_of_reach=not host.is_reachable,
     )

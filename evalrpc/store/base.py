@@ -113,6 +113,8 @@ class Change(NamedTuple):
     event: JournalEvent | None
     """What was journalled, with the revision of the change; None where it has none."""
     deleted: bool = False
+    is_own: bool = True
+    """Whether this server has committed it, and none of the others on the store."""
 
     @property
     def status_changed(self) -> bool:
@@ -174,6 +176,8 @@ class HostState(NamedTuple):
     """What it has, as its server has said."""
     is_reachable: bool
     """Whether that server has been heard of lately."""
+    is_scheduler: bool = False
+    """Whether that server places jobs."""
 
 
 class AttemptUse(NamedTuple):

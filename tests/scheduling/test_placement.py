@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.executors.base import Device, Node, Resources
+from evalrpc.jobs.defaults import HERE
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.placement import Capacity, Head, NodeCapacity, Placement, Preemption, QueuedJob, Reservation, Slots
 from evalrpc.testing.executor import nodes_of
@@ -125,6 +126,16 @@ def test_busy_gpus_never_hold_up_jobs_without_gpus() -> None:
 )
 def test_the_slots_follow_from_gpus_and_max_running(gpus: int, max_running: int, expected: Slots) -> None:
     assert placement.slots(gpus, max_running) == expected
+
+
+def test_a_job_that_is_bound_to_the_machine_of_the_scheduler_says_what_that_lacks() -> None:
+    bound = queued(1, 2)._replace(executor=HERE)
+    there = cluster(node("alpha", 1, 1), node("beta", 8, 8)._replace(is_remote=True))
+    reason = "needs 2 GPUs of alpha, where engines are started and models prepared, and that has 1 in all"
+    assert placement.wait_reason(bound, 0, there) == reason
+    assert placement.next_placement(heads([bound]), there, 0.0, RESERVATION)[0] is None
+    there = cluster(node("alpha", 1, 1)._replace(is_remote=True), node("beta", 8, 8))
+    assert placement.wait_reason(bound, 0, there) == "about to start"
 
 
 def test_the_wait_reason_says_what_is_missing() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from engine_site import Models, add_engine, end_engines
 from serving import Api, Launch, MovableClock, ServerHere, ServerThere, Site
+from several_servers import two_hosts
 from slurm_cluster import slurm_cluster
 from waiting import eventually
 
@@ -97,3 +98,10 @@ def engines(site: Site) -> Iterator[None]:
 @pytest.fixture
 def models(site: Site) -> Models:
     return Models(site)
+
+
+@pytest.fixture
+def hosts(site: Site, launch: Launch) -> Iterator[dict[str, ServerThere]]:
+    """Servers of two machines, alpha and beta, which both have joined. The first is the scheduler."""
+    yield two_hosts(site, launch)
+    site.release()

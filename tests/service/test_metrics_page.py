@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from engine_site import Models, ended, submit
+from postgres_cluster import shared_cluster
 from prometheus_client.parser import text_string_to_metric_families
 from serving import COMPLETED, FAILED, NOWHERE, RUNNING, TERMINAL, MovableClock, ServerHere, Site
 from waiting import eventually
@@ -207,3 +208,30 @@ def _answers(page: Page) -> bool:
 def test_a_server_without_metrics_loads_no_library_for_them() -> None:
     code = "import sys, evalrpc.server.app; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_sums_over_several_servers_are_right(serve: Serve, site: Site) -> None:
+    shared = {"metrics_listen": "0", "store": shared_cluster().schema_for(site.folder)}
+    servers = [serve(**shared, host_name="alpha", max_running=3)]
+    assert servers[0].api.run().status == COMPLETED  # it is the scheduler by then
+    servers.append(serve(**shared, host_name="beta", gpus="1", max_running=2))
+    eventually(lambda: len(servers[0].api.GetQueue().nodes) == 2, "for the other host to be known")
+    pages = list(map(Page, servers))
+
+    def total(name: str, **labels: str) -> float:
+        return sum(page.value(name, **labels) for page in pages)
+
+    jobs = [server.api.submit("slow", request={"num_gpus": gpus}) for server, gpus in zip(servers, (2, 1), strict=True)]
+    for server in servers:
+        for job in jobs:
+            server.api.wait_for(job.job_id, RUNNING)
+    assert [page.value("evalrpc_gpus", state="job") for page in pages] == [2, 1]
+    assert [page.value("evalrpc_job_slots") for page in pages] == [3, 2]
+    assert (total("evalrpc_jobs", status="running"), total("evalrpc_jobs", status="completed")) == (2, 1)
+    assert [page.value("evalrpc_jobs_submitted_total") for page in pages] == [2, 1]
+    site.release()
+    for server in servers:
+        for job in jobs:
+            server.api.wait_for(job.job_id, COMPLETED)
+    assert [page.value("evalrpc_jobs_finished_total", status="completed") for page in pages] == [2, 1]
+    assert total("evalrpc_attempt_duration_seconds_count") == total("evalrpc_job_queue_wait_seconds_count") == 3

@@ -8,16 +8,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from postgres_cluster import shared_cluster
 from serving import COMPLETED, QUEUED, RUNNING, TERMINAL, Api, Launch, ServerThere, Site
+from several_servers import LEASE_SECONDS, give_up, node_of, wait_until_out_of_reach
 from waiting import eventually
 
-from evalrpc.cli import main
 from evalrpc.client import EvalClient
 from evalrpc.v1 import jobs_pb2 as pb
-
-LEASE_SECONDS = 2.0
 
 
 @pytest.fixture
@@ -93,22 +90,6 @@ def test_after_a_stop_the_other_takes_over_at_once(pair: tuple[ServerThere, Serv
     assert second.api.run().status == COMPLETED
 
 
-@pytest.fixture
-def hosts(site: Site, launch: Launch) -> Iterator[dict[str, ServerThere]]:
-    """Servers of two machines, which both have joined. The first is the scheduler."""
-    site.set_up(store=shared_cluster().schema_for(site.folder), lease_seconds=LEASE_SECONDS, gpus="1")
-    servers = {"alpha": launch("--host-name", "alpha")}
-    servers["alpha"].api.run()
-    servers["beta"] = launch("--host-name", "beta")
-    eventually(lambda: len(servers["alpha"].api.GetQueue().nodes) == 2, "for the other host to be known")
-    yield servers
-    site.release()
-
-
-def node_of(job: pb.JobInfo) -> str:
-    return job.attempts[-1].node
-
-
 def submit_on_both(api: Api, site: Site) -> dict[str, pb.JobInfo]:
     """Submit a slow job for each of the two GPUs, and return them by their host."""
     jobs = [api.submit("slow", max_attempts=2, request={"num_gpus": 1}) for _ in range(2)]
@@ -165,7 +146,7 @@ def test_runs_belong_to_their_host_until_it_is_back(hosts: dict[str, ServerThere
     hosts[gone].kill()
     api = hosts[left].api
     lost, kept = placed[gone], placed[left]
-    eventually(lambda: f"host {gone} is out of reach" in api.get(lost.job_id).wait_reason, "for it to be said")
+    wait_until_out_of_reach(api, lost.job_id, gone)
     assert {node.name: node.out_of_reach for node in api.GetQueue().nodes} == {left: False, gone: True}
     site.release(kept.job_id)
     assert api.wait_for(kept.job_id, *TERMINAL).status == COMPLETED
@@ -184,18 +165,13 @@ def test_what_ran_on_a_host_that_is_given_up_is_tried_again_elsewhere(
 ) -> None:
     (left,) = hosts.keys() - {gone}
     placed = submit_on_both(hosts[left].api, site)
-    store = site.settings().store
-
-    def lose(host: str) -> str:
-        return CliRunner().invoke(main, ["node", "lost", host, "--store", store]).output
-
-    assert "there is no host gamma, only: alpha, beta" in lose("gamma")
-    assert "stop it first" in lose(gone)
+    assert "there is no host gamma, only: alpha, beta" in give_up(site, "gamma")
+    assert "stop it first" in give_up(site, gone)
     hosts[gone].kill()
     api = hosts[left].api
-    eventually(lambda: f"host {gone} is out of reach" in api.get(placed[gone].job_id).wait_reason, "for it to be said")
+    wait_until_out_of_reach(api, placed[gone].job_id, gone)
     site.kill_run(placed[gone].job_id)
-    assert "are given up" in lose(gone)
+    assert "are given up" in give_up(site, gone)
     site.release()
     done = api.wait_for(placed[gone].job_id, *TERMINAL)
     assert [attempt.node for attempt in done.attempts] == [gone, left]

@@ -20,11 +20,13 @@ from serving import (
     Launch,
     MovableClock,
     ServerHere,
+    ServerThere,
     Site,
     fields_of,
     nothing_left_of,
     submission,
 )
+from several_servers import OTHER, SCHEDULER, wait_until_out_of_reach
 from waiting import eventually
 
 from evalrpc.server import housekeeping
@@ -418,3 +420,25 @@ def test_the_client_and_the_command_line_name_a_preparation(api: Api, model: Pat
     assert job.request.preparation == "toy"
     result = runner.invoke(main, ["logs", job.job_id, "--preparation", "--address", api.address])
     assert (result.exit_code, result.output) == (0, "")
+
+
+def test_what_a_machine_out_of_reach_prepares_is_prepared_anew_for_jobs_elsewhere(
+    hosts: dict[str, ServerThere], site: Site, launch: Launch
+) -> None:
+    folder = make_model(site, "wait")
+    first = submit(hosts[SCHEDULER].api, folder)
+    wait_until_preparing(hosts[SCHEDULER].api, site, first)
+    hosts[SCHEDULER].kill()
+    api = hosts[OTHER].api
+    wait_until_out_of_reach(api, first.job_id, SCHEDULER)
+    second = submit(api, folder)
+    eventually(lambda: preparations(site) == 2, "for it to be prepared anew")
+    site.release("preparation")
+    assert score(finish(api, second)) == 0.25
+    assert api.get(first.job_id).status == RUNNING
+    launch("--host-name", SCHEDULER)
+    done = finish(api, first)
+    assert (score(done), [attempt.node for attempt in done.attempts]) == (0.25, [SCHEDULER])
+    assert preparations(site) == 2
+    assert len(kept_models(site)) == 1
+    assert not made(site, first).exists()

@@ -74,8 +74,8 @@ def add_engine(site: Site) -> None:
 
 def end_engines(data_dir: Path) -> None:
     """End what is left of a server's engines and their gateway."""
-    engines = data_dir / "engines"
-    names = [folder.name for folder in (*engines.glob("engine-*"), *engines.glob("gateway/*"))]
+    folders = (data_dir / "engines", *data_dir.glob("engines/hosts/*"))
+    names = [found.name for each in folders for found in (*each.glob("engine-*"), *each.glob("gateway/*"))]
     kill_all(lambda: [pid for name in names for pid in processes_of_job(name)])
 
 

@@ -1,4 +1,4 @@
-"""Counts what happens to jobs, as the store commits it."""
+"""Counts what happens to jobs, as the store commits it. Of several servers on a store, each counts what it has committed."""
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -56,16 +56,22 @@ class JobMetrics:
         return 0.0 if since is None else max(0.0, _seconds(self._now()) - since)
 
     def _follow(self, change: Change) -> None:
+        job, since = change.job, None
+        if job.status == pb.JOB_STATUS_QUEUED:
+            self._queued_since.setdefault(change.sequence, _seconds(_queued_at(job)))
+        else:
+            since = self._queued_since.pop(change.sequence, None)
+        if change.is_own:
+            self._count(change, since)
+
+    def _count(self, change: Change, since: float | None) -> None:
+        """Count a change. `since`: the time of day since when the job was QUEUED, if it was."""
         job = change.job
         harness = job.request.harness if job.request.harness in self._harnesses else OTHER
         if change.previous == pb.JOB_STATUS_UNSPECIFIED:
             self._instruments.jobs_submitted.labels(harness).inc()
         if change.previous == pb.JOB_STATUS_RUNNING:
             self._count_attempt(job, harness)
-        if job.status == pb.JOB_STATUS_QUEUED:
-            self._queued_since.setdefault(change.sequence, _seconds(_queued_at(job)))
-            return
-        since = self._queued_since.pop(change.sequence, None)
         if job.status == pb.JOB_STATUS_RUNNING and since is not None:
             self._instruments.queue_wait.labels(harness).observe(max(0.0, _seconds(job.started_at) - since))
         if job.status in lifecycle.TERMINAL:

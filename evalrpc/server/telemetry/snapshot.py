@@ -1,4 +1,8 @@
-"""What is read when somebody asks for the metrics: how things stand now."""
+"""What is read when somebody asks for the metrics: how things stand now.
+
+Of several servers on a store, each says what its own machine has. What all share is said by the scheduler alone, so that sums
+over all servers are right.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,8 +15,9 @@ from prometheus_client.registry import Collector
 
 import evalrpc
 from evalrpc.engines.pool import EnginePool
-from evalrpc.executors.base import Device
+from evalrpc.executors.base import Device, Node
 from evalrpc.jobs.lifecycle import TRANSITIONS
+from evalrpc.scheduling.duty import Duty
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.server.health import Health
 from evalrpc.server.limits import Limits
@@ -37,6 +42,7 @@ class Observed:
     feed: Feed
     limits: Limits
     health: Health
+    duty: Duty
 
 
 class Snapshot(Collector):
@@ -55,15 +61,9 @@ class Snapshot(Collector):
         observed = self._observed
         yield _gauges("build_info", "The version that runs here.", ["version"], [((evalrpc.__version__,), 1)])
         yield _gauge("serving", "Whether the server takes new jobs and can write.", observed.health.is_serving)
-        counts = observed.store.status_counts()
-        statuses = [((status_label(status),), counts.get(status, 0)) for status in _STATUSES]
-        yield _gauges("jobs", "The jobs that there are.", ["status"], statuses)
-        yield _gauge(
-            "job_oldest_queued_age_seconds", "How long the job has waited that waits longest.", self._jobs.oldest_age_seconds()
-        )
-        yield _gauge("queue_paused", "Whether an operator keeps queued jobs from starting.", observed.queue_state.is_paused)
-        slots = observed.queue_state.slots.total
-        yield _gauge("job_slots", "The most jobs that may run at once.", slots)
+        if observed.duty.places_jobs:
+            yield from self._queue()
+        yield _gauge("job_slots", "The most jobs that may run at once.", self._slots())
         yield _gauges("gpus", "The GPUs, each in one state.", ["state"], self._gpus())
         yield _gauges("engines", "The engines that have not ended, by configured name.", ["engine", "state"], self._engines())
         watchers = [(("job",), observed.feed.job_watcher_count), (("jobs",), observed.feed.jobs_watcher_count)]
@@ -74,11 +74,30 @@ class Snapshot(Collector):
         )
         yield _gauge("head_revision", "The newest revision.", observed.store.head_revision)
 
+    def _queue(self) -> Iterator[Metric]:
+        observed = self._observed
+        counts = observed.store.status_counts()
+        statuses = [((status_label(status),), counts.get(status, 0)) for status in _STATUSES]
+        yield _gauges("jobs", "The jobs that there are.", ["status"], statuses)
+        yield _gauge(
+            "job_oldest_queued_age_seconds", "How long the job has waited that waits longest.", self._jobs.oldest_age_seconds()
+        )
+        yield _gauge("queue_paused", "Whether an operator keeps queued jobs from starting.", observed.queue_state.is_paused)
+
+    def _slots(self) -> int:
+        """Return how many jobs may run at once on this machine."""
+        of_machine = [node.max_runs for node in self._nodes() if not node.executor and node.max_runs is not None]
+        return sum(of_machine) if of_machine else self._observed.queue_state.slots.total
+
+    def _nodes(self) -> list[Node]:
+        """Return what this server says of: its own machine, and as the scheduler the clusters."""
+        return [node for node in self._observed.queue_state.nodes() if self._observed.duty.starts_on(node.name)]
+
     def _gpus(self) -> list[tuple[tuple[str], int]]:
         observed = self._observed
         held = {gpu for job in observed.queue_state.own_running_jobs() for gpu in job.gpus}
         of_engines = {gpu for each in observed.engines.holdings() for gpu in each.devices}
-        devices = [device for node in observed.queue_state.nodes() for device in node.devices]
+        devices = [device for node in self._nodes() for device in node.devices]
         counts = Counter(_gpu_state(device, held, of_engines) for device in devices)
         return [((state,), counts[state]) for state in _GPU_STATES]
 

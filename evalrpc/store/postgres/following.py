@@ -100,6 +100,6 @@ def _change(row: _Row, job: pb.JobInfo, stored: StoredJob | None, before: Stored
         journalled = JournalEvent(row.revision, row.event, row.previous, labels, row.owner)
     if stored is None:
         known = pb.JobInfo(job_id=job.job_id, owner=row.owner) if before is None else before.parse()
-        return Change(row.number, known, row.sequence, known.status, journalled, deleted=True)
+        return Change(row.number, known, row.sequence, known.status, journalled, deleted=True, is_own=False)
     status_before: Status = job.status if row.event is None else row.previous or pb.JOB_STATUS_UNSPECIFIED
-    return Change(row.number, job, row.sequence, status_before, journalled)
+    return Change(row.number, job, row.sequence, status_before, journalled, is_own=False)

@@ -25,7 +25,7 @@ class HostsView:
     def take(self, leases: LeaseTable) -> None:
         """Take what was read, unless something newer is known."""
         hosts = tuple(
-            HostState(row.name, row.description, row.remaining_seconds > 0)
+            HostState(row.name, row.description, row.remaining_seconds > 0, leases.is_scheduler(row.server))
             for row in leases.rows.values()
             if row.name != SCHEDULER
         )
@@ -34,6 +34,10 @@ class HostsView:
                 return
             self._number, self.hosts = leases.number, hosts
         self.on_change()
+
+    def is_other_scheduling(self, host: str) -> bool:
+        """Return whether the server of another machine places jobs."""
+        return any(each.is_scheduler and each.name != host for each in self.hosts)
 
 
 def give_up_host(conninfo: str, host: str) -> None:

@@ -60,6 +60,11 @@ class LeaseTable(NamedTuple):
     """`head.fence`."""
     rows: Mapping[str, LeaseRow]
 
+    def is_scheduler(self, server: str) -> bool:
+        """Return whether a server has the lease of the scheduler."""
+        row = self.rows.get(SCHEDULER)
+        return row is not None and row.server == server and row.remaining_seconds > 0
+
 
 NO_LEASES: Final = LeaseTable(-1, {})
 
