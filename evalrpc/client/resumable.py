@@ -313,7 +313,8 @@ class ArtifactBytes(_Bytes[ReadArtifactRequest, ReadArtifactResponse]):
 
 
 class SampleMediaChunks(Reader[ReadSampleMediaRequest, ReadSampleMediaResponse, ReadSampleMediaResponse]):
-    """ReadSampleMedia: each byte of each medium once, in order. A medium that has changed meanwhile is as it is at the end."""
+    """ReadSampleMedia: each byte of each medium once, in order. A medium that has another size when the stream goes on ends
+    with a problem."""
 
     def __init__(self, request: ReadSampleMediaRequest) -> None:
         super().__init__()
@@ -321,6 +322,7 @@ class SampleMediaChunks(Reader[ReadSampleMediaRequest, ReadSampleMediaResponse, 
         self._end = request.start_index + request.max_media if request.max_media else None
         self._index = request.start_index
         self._offset = 0
+        self._size_bytes = 0
 
     def request(self) -> ReadSampleMediaRequest:
         """Request the media that are left."""
@@ -335,14 +337,20 @@ class SampleMediaChunks(Reader[ReadSampleMediaRequest, ReadSampleMediaResponse, 
         return 0.0
 
     def _take(self, message: ReadSampleMediaResponse) -> Iterable[ReadSampleMediaResponse]:
+        if message.index < self._index:
+            return ()
+        if self._offset and not message.problem and message.size_bytes != self._size_bytes:
+            problem = "it has changed while it was read"
+            message = ReadSampleMediaResponse(index=message.index, offset=self._offset, problem=problem)
         end = message.offset + len(message.data)
-        if message.index < self._index or (self._offset and end <= self._offset and not message.problem):
+        if self._offset and end <= self._offset and not message.problem:
             return ()
         if message.offset < self._offset:
             message.data = message.data[self._offset - message.offset :]
             message.offset = self._offset
         is_last = bool(message.problem) or end >= message.size_bytes
         self._index, self._offset = (message.index + 1, 0) if is_last else (message.index, end)
+        self._size_bytes = message.size_bytes
         self._finished = is_last and self._index == self._end
         return (message,)
 

@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import Tabs, needs_browser, open_browser
@@ -15,7 +15,7 @@ from waiting import eventually
 from evalrpc.v1 import jobs_pb2 as pb
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 pytestmark = needs_browser
 
@@ -219,6 +219,31 @@ def test_samples_are_found_among_all_and_their_images_shown(tabs: Tabs) -> None:
     page.get_by_role("link", name="All", exact=True).click()
     page.get_by_text("50 on this page").wait_for()
     assert not tabs.problems
+
+
+def test_what_can_not_be_drawn_leaves_all_around_it_as_it_is(tabs: Tabs) -> None:
+    job = api_of(tabs).run("good")
+    write_samples(api_of(tabs), job, *({"doc_id": number, "acc": 1} for number in range(3)))
+
+    def answer_with(change: Callable[[dict[str, Any]], object]) -> Callable[["Route"], None]:
+        def answer(route: "Route") -> None:
+            message = route.fetch().json()
+            change(message)
+            route.fulfill(json=message)
+
+        return answer
+
+    page = tabs.open("/")
+    page.route("**/ListSamples", answer_with(lambda listed: listed["samples"].__setitem__(1, None)))
+    page.goto(f"{tabs.url}/jobs/{job.job_id}/samples")
+    page.get_by_role("alert").get_by_text("A sample can't be shown").wait_for()
+    assert page.locator("article h3").all_inner_texts() == ["Sample 0", "Sample 2"]
+    page.route("**/GetQueue", answer_with(lambda queue: queue.update(gpus=[None])))
+    page.get_by_role("link", name="Jobs", exact=True).click()
+    page.get_by_role("alert").get_by_text("This view can't be shown").wait_for()
+    page.get_by_role("link", name="History").click()
+    page.get_by_role("heading", name="History").wait_for()
+    assert len(tabs.problems) == 2, "the console has what was wrong"
 
 
 def test_suite_runs_are_listed_and_change_as_their_jobs_do(tabs: Tabs, site: Site) -> None:

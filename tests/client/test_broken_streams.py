@@ -17,6 +17,7 @@ from evalrpc import errors
 from evalrpc.client import AsyncEvalClient, EvalClient
 from evalrpc.v1.files_pb2 import ReadLogRequest, ReadLogResponse
 from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobStatus, ListJobsResponse, WatchJobRequest, WatchJobsRequest
+from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, ReadSampleMediaResponse
 from evalrpc.v1.suites_pb2 import SuiteRun, SuiteRunEvent, WatchSuiteRunRequest
 
 SNAPSHOT, STATUS = JobEventType.JOB_EVENT_TYPE_SNAPSHOT, JobEventType.JOB_EVENT_TYPE_STATUS
@@ -226,6 +227,20 @@ def test_a_log_that_breaks_goes_on_with_the_next_byte(name: str, collect: Collec
         requests = [ReadLogRequest.FromString(request) for request in stub.requests[1:]]
     assert seen == [b"abc", b"def"]
     assert [(request.offset, request.attempt) for request in requests] == [(0, 1), (3, 1)]
+
+
+@pytest.mark.parametrize("name", ["RST_STREAM INTERNAL_ERROR", "GOAWAY NO_ERROR", "a dropped socket"])
+def test_media_that_break_go_on_with_the_medium_and_its_next_byte(name: str, collect: Collect, read: threading.Event) -> None:
+    def piece(index: int, data: bytes, offset: int = 0, size_bytes: int = 6) -> ReadSampleMediaResponse:
+        return ReadSampleMediaResponse(index=index, data=data, offset=offset, size_bytes=size_bytes)
+
+    first = sent_then(piece(0, b"a", size_bytes=1), piece(1, b"abc"), then=BREAKS[name], after=read)
+    rest = sent_then(piece(1, b"abcd"), piece(1, b"ef", 4), piece(2, b"b", size_bytes=1), then=Exchange.end)
+    with Http2Stub([first, rest]) as stub:
+        seen = collect(stub.address, "read_sample_media", JOB_ID, 7)
+        requests = [ReadSampleMediaRequest.FromString(request) for request in stub.requests]
+    assert b"".join(each.data for each in seen) == b"aabcdefb", "of whichever messages came before the break"
+    assert [(request.sample_id, request.max_media) for request in requests] == [("7", 0)] * 2
 
 
 @pytest.mark.parametrize("name", FINAL)

@@ -15,14 +15,23 @@ from google.rpc import error_details_pb2, status_pb2
 
 from evalrpc import errors
 from evalrpc.client import core
+from evalrpc.client.core import MediumParts
 from evalrpc.client.failures import STATUS_DETAILS_KEY, build_error, from_rpc_error, parse_details
 from evalrpc.client.reconnect import ReconnectPolicy
-from evalrpc.client.resumable import MAX_TRIES_OF_AN_UNREADABLE_FILE, AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.client.resumable import (
+    MAX_TRIES_OF_AN_UNREADABLE_FILE,
+    AllJobsWatch,
+    ArtifactBytes,
+    JobWatch,
+    LogBytes,
+    SampleMediaChunks,
+)
 from evalrpc.client.retrying import RETRIED_METHODS, RETRY_SECONDS, Retries
 from evalrpc.errors import DOMAIN, EvalrpcError, FieldViolation
 from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR
 from evalrpc.v1.files_pb2 import ReadArtifactResponse, ReadLogResponse
 from evalrpc.v1.jobs_pb2 import GetJobRequest, JobEvent, JobEventType, JobStatus, SubmitJobRequest
+from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, ReadSampleMediaResponse
 
 
 class FakeRpcError(grpc.RpcError):
@@ -621,6 +630,41 @@ def test_bytes_go_on_where_they_broke_off_and_none_comes_twice(reader: Any, mess
     assert list(reader.accept(message(data=b"", offset=14))) == []
     assert reader.ended() == 0
     assert reader.is_finished()
+
+
+def piece(index: int, data: bytes, offset: int = 0, size_bytes: int = 6) -> ReadSampleMediaResponse:
+    return ReadSampleMediaResponse(index=index, data=data, offset=offset, size_bytes=size_bytes)
+
+
+def test_media_go_on_with_the_medium_that_broke_off_and_no_byte_comes_twice() -> None:
+    reader = SampleMediaChunks(ReadSampleMediaRequest(start_index=2, max_media=3))
+    assert [each.data for each in reader.accept(piece(2, b"", size_bytes=0))] == [b""]
+    assert [each.data for each in reader.accept(piece(3, b"abc"))] == [b"abc"]
+    reader.failed(UNAVAILABLE)
+    assert (reader.request().start_index, reader.request().max_media) == (3, 2)
+    assert list(reader.accept(piece(3, b"ab"))) == []
+    assert [(each.data, each.offset) for each in reader.accept(piece(3, b"cdef", 2))] == [(b"def", 3)]
+    reader.failed(UNAVAILABLE)
+    assert (reader.request().start_index, reader.request().max_media) == (4, 1)
+    assert [each.data for each in reader.accept(piece(4, b"abcdef"))] == [b"abcdef"]
+    assert reader.is_finished()
+
+
+@pytest.mark.parametrize("size_bytes", [0, 2, 3, 7])
+def test_a_medium_that_has_another_size_when_it_goes_on_is_a_problem_and_the_next_is_whole(size_bytes: int) -> None:
+    reader, parts = SampleMediaChunks(ReadSampleMediaRequest()), MediumParts(1000)
+    messages = [
+        *reader.accept(piece(0, b"abc")),
+        *reader.accept(piece(0, bytes(size_bytes), size_bytes=size_bytes)),
+        *reader.accept(piece(0, b"x", 6, size_bytes=7)),
+        *reader.accept(piece(1, b"a", size_bytes=2)),
+        *reader.accept(piece(1, b"b", 1, size_bytes=2)),
+    ]
+    media = [medium for each in messages if (medium := parts.take(each)) is not None]
+    assert [(each.index, each.data, each.problem) for each in media] == [
+        (0, b"", "it has changed while it was read"),
+        (1, b"ab", ""),
+    ]
 
 
 def test_a_file_that_the_server_can_not_read_is_given_up_after_some_tries() -> None:

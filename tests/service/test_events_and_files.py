@@ -1,8 +1,9 @@
 """What is at plain paths of a real server: events as browsers read them, and files as they are."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
-from http.client import HTTPResponse
+from http.client import HTTPResponse, IncompleteRead
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from serving import NOWHERE, RUNNING, SECONDS, ServerHere, Site
 from waiting import eventually
 
 Serve = Callable[..., ServerHere]
+MIB = 2**20
 EVENT_SOURCE = {"accept": "text/event-stream"}
 
 
@@ -165,6 +167,38 @@ def test_a_download_goes_on_where_it_was_cut_off(http: HttpApi, files: tuple[str
         assert (answer.status, answer.body) == (status, body)
     assert http.get(path, range="bytes=4-5").headers["content-range"] == "bytes 4-5/10"
     assert http.get(path, range="bytes=11-").json["code"] == "out_of_range"
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_cut_off_and_no_bug(
+    http: HttpApi, files: tuple[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id, folder = files
+    for path, size_bytes in (("artifacts/large", 256 * MIB), ("artifacts/large?limit=200000000", 200_000_000)):
+        with (folder / "large").open("wb") as file:
+            file.truncate(256 * MIB)  # more than is on its way in all buffers
+        with http.opened("GET", f"/v1/jobs/{job_id}/{path}") as answer:
+            assert answer.headers["content-length"] == str(size_bytes)
+            assert len(answer.read(MIB)) == MIB
+            os.truncate(folder / "large", 0)
+            with pytest.raises((IncompleteRead, ConnectionResetError)):
+                answer.read()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_medium_that_shrinks_while_it_is_sent_is_cut_off_and_no_bug(
+    server: ServerHere, http: HttpApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = server.api.run()
+    folder = Path(server.api.get(job.job_id).attempts[0].output_dir) / "toy"
+    (folder / "20260101_000000_samples_t.jsonl").write_text('{"doc_id": 0, "image": "large"}\n')
+    with (folder.parent / "large").open("wb") as file:
+        file.truncate(256 * MIB)
+    with http.opened("GET", f"/v1/jobs/{job.job_id}/media/0?sample_id=0") as answer:
+        assert len(answer.read(MIB)) == MIB
+        os.truncate(folder.parent / "large", 0)
+        with pytest.raises((IncompleteRead, ConnectionResetError)):
+            answer.read()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_files_that_are_not_there_or_outside_are_refused(http: HttpApi, files: tuple[str, Path]) -> None:

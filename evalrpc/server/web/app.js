@@ -2,6 +2,7 @@
 import { html, render, useEffect, useState } from "./html.js";
 import { call, signOut } from "./api.js";
 import { listen } from "./events.js";
+import { Guard } from "./parts.js";
 import { QueueView } from "./views/queue.js";
 import { JobView } from "./views/job.js";
 import { SamplesView } from "./views/samples.js";
@@ -79,7 +80,9 @@ function App() {
       ${caller && caller.owner && html`<span class="caller">${caller.owner}</span>
         <button type="button" class="plain" onClick=${() => signOut().then(() => location.assign("/signin"))}>Sign out</button>`}
     </header>
-    <main id="main" tabindex="-1"><${View} key=${pathname} parts=${parts} query=${searchParams} caller=${caller} /></main>`;
+    <main id="main" tabindex="-1">
+      <${Guard} key=${pathname} what="This view"><${View} parts=${parts} query=${searchParams} caller=${caller} /><//>
+    </main>`;
 }
 
 const NotFound = () => html`<h1>Nothing here</h1><p>There is no such view. <a href="/">All jobs</a></p>`;

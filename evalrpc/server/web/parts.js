@@ -1,5 +1,5 @@
 // Pieces that several views are made of.
-import { html, useEffect, useState } from "./html.js";
+import { html, Component, useEffect, useState } from "./html.js";
 import { isLive, number, phaseOf, statusOf } from "./text.js";
 
 // Load something, anew whenever one of `inputs` changes. Returns [value, error, again].
@@ -31,6 +31,21 @@ export const Failure = ({ error }) => error && html`
   <div class="failure" role="alert">
     <strong>${error.code === "not_found" ? "Not found" : "That did not work"}:</strong> ${error.message}
   </div>`;
+
+// What is drawn within it; where that can't be drawn, a message, and all around it stays as it is.
+export class Guard extends Component {
+  static getDerivedStateFromError(error) {
+    return { error };
+  }
+
+  componentDidCatch(error) {
+    console.error(error);
+  }
+
+  render({ what, children }, { error }) {
+    return error ? html`<p class="failure" role="alert">${what} can't be shown: ${error.message}</p>` : children;
+  }
+}
 
 export const Status = ({ job }) => html`<span class=${`status ${statusOf(job).toLowerCase()}`}>${statusOf(job).toLowerCase()}</span>`;
 

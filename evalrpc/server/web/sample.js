@@ -1,6 +1,7 @@
 // One sample, whichever harness has written it: what was asked, what was answered, and what that scored.
 import { html } from "./html.js";
 import { Media } from "./media.js";
+import { Guard } from "./parts.js";
 import { number } from "./text.js";
 
 const ASKED = ["input", "prompt", "question", "arguments", "doc"];
@@ -8,7 +9,7 @@ const ANSWERED = ["filtered_resps", "output", "resps", "answer", "pred"];
 const IMAGE = /^data:image\/(?:png|jpeg|webp|gif|bmp|avif);base64,[A-Za-z0-9+/=]+$/;
 const MAX_IMAGES = 8;
 
-export const idOf = (sample) => String(sample.doc_id ?? sample.id ?? "");
+const idOf = (sample) => String(sample.doc_id ?? sample.id ?? "");
 
 // The numbers and verdicts of a sample, by name.
 export function scoresOf(sample) {
@@ -24,11 +25,13 @@ export function scoresOf(sample) {
 }
 
 // `place` is where the sample is from: what it is about is then loaded from there. Without one, images within it are shown; null:
-// they are shown elsewhere.
-export function Sample({ sample, heading, place }) {
+// they are shown elsewhere. One that can't be drawn leaves the others as they are.
+export const Sample = (props) => html`<${Guard} what="A sample"><${Drawn} ...${props} /><//>`;
+
+function Drawn({ sample, heading = `Sample ${idOf(sample)}`, place }) {
   const images = place === undefined ? imagesIn(sample).slice(0, MAX_IMAGES) : [];
   return html`<article class="sample">
-    ${heading && html`<h3>${heading}</h3>`}
+    <h3>${heading}</h3>
     <p class="scores">${Object.entries(scoresOf(sample)).map(([name, value]) => html`<span>${name} <b>${typeof value === "object" ? JSON.stringify(value) : number(value)}</b></span>`)}</p>
     ${images.map((source, place) => html`<img src=${source} alt=${`Image ${place + 1} of sample ${idOf(sample)}`} />`)}
     ${place && html`<${Media} ...${place} sampleId=${idOf(sample)} />`}

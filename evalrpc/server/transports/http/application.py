@@ -53,7 +53,7 @@ class HttpApplication:
         except EvalrpcError as error:
             await self._fail(request, error)
         except asyncio.CancelledError:  # the client has left, or the server stops: nobody waits for an answer
-            connection.transport.abort()
+            connection.cut_off()
         except Exception:  # noqa: BLE001 - the last resort: nobody else would turn it into an answer
             _log.exception("a bug in answering %s %s", request.method, printable(request.path))
             await self._fail(request, InternalError("the server has a bug; its log has the details"))
@@ -75,7 +75,7 @@ class HttpApplication:
 
     async def _fail(self, request: HttpRequest, error: EvalrpcError) -> None:
         if request.is_answered:
-            request.connection.transport.abort()  # what is cut off is no whole answer
+            request.connection.cut_off()  # what is cut off is no whole answer
             return
         status = _CONTENT_TOO_LARGE if error.reason == _TOO_LARGE else HTTP_STATUS[error.code]
         await request.respond(status, error_headers(error), error_body(error))

@@ -83,6 +83,12 @@ class HttpConnection(HttpToolsProtocol):
         """Leave the task alone from now on."""
         self._task = None
 
+    def cut_off(self) -> None:
+        """End the connection at once, in the middle of an answer, too."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # it hears that later, and would log meanwhile that an answer has no end
+        self.transport.abort()
+
     async def wait_until_taken(self) -> None:
         """Wait until the client has taken all but the last few kilobytes of what was sent, or has left."""
         await self.flow.drain()

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from google.protobuf.message import Message
 
-from evalrpc.errors import InvalidRequestError, SamplesNotFoundError
+from evalrpc.errors import InvalidRequestError, SamplesNotFoundError, UnavailableError
 from evalrpc.server.transports.http.application import Endpoint
 from evalrpc.server.transports.http.methods import HttpMethod
 from evalrpc.server.transports.http.request import INERT, HttpRequest
@@ -56,12 +56,13 @@ class FilesEndpoint:
             message.limit = max(0, int(wanted[2]) - message.offset + 1) if wanted[2] else 0
         limit = message.limit
 
-        async def start(first: ReadArtifactResponse) -> None:
+        async def start(first: ReadArtifactResponse) -> int:
             end = min(first.size_bytes, first.offset + limit) if limit else first.size_bytes
             headers = [(b"content-length", b"%d" % (end - first.offset)), (b"accept-ranges", b"bytes")]
             if wanted:
                 headers.append((b"content-range", b"bytes %d-%d/%d" % (first.offset, max(end - 1, 0), first.size_bytes)))
             await request.start(206 if wanted else 200, [*attachment(name.rpartition("/")[2], ANY_TYPE), *headers])
+            return end - first.offset
 
         await send_chunks(request, self._read_artifact, message, ReadArtifactResponse, start)
 
@@ -70,7 +71,7 @@ class FilesEndpoint:
         fill(request.parameters, message)
         message.job_id, message.start_index, message.max_media = job_id, index, 1
 
-        async def start(first: ReadSampleMediaResponse) -> None:
+        async def start(first: ReadSampleMediaResponse) -> int:
             if not first.HasField("index"):
                 raise SamplesNotFoundError(f"the sample has no medium {index}")
             if first.problem:
@@ -78,6 +79,7 @@ class FilesEndpoint:
             size = (b"content-length", b"%d" % first.size_bytes)
             kind = first.media_type.encode() if first.media_type.startswith("image/") else ANY_TYPE
             await request.start(200, [*attachment(f"{index}", kind), size])
+            return first.size_bytes
 
         await send_chunks(request, self._read_media, message, ReadSampleMediaResponse, start)
 
@@ -97,15 +99,21 @@ async def send_chunks(
     method: HttpMethod,
     message: Message,
     chunk_class: type[Any],
-    start: Callable[[Any], Awaitable[None]],
+    start: Callable[[Any], Awaitable[int | None]],
 ) -> None:
-    """Answer with the data in the messages of a stream. `start` begins the answer, with the first of them."""
+    """Answer with the data in the messages of a stream. `start` begins the answer, with the first of them, and returns how many
+    bytes it has announced, if any. Raises EvalrpcError where they do not come, so that the client sees an answer that is cut
+    off."""
+    announced_bytes: int | None = None
+    sent_bytes = 0
 
     async def send(serialized: bytes) -> None:
+        nonlocal announced_bytes, sent_bytes
         chunk = chunk_class.FromString(serialized)
         if not request.is_answered:
-            await start(chunk)
+            announced_bytes = await start(chunk)
         if chunk.data:
+            sent_bytes += len(chunk.data)
             await request.write(chunk.data)
 
     async def read() -> bytes:
@@ -113,7 +121,9 @@ async def send_chunks(
 
     await method.call(request, read, send)
     if not request.is_answered:
-        await start(chunk_class())
+        announced_bytes = await start(chunk_class())
+    if announced_bytes not in (None, sent_bytes):
+        raise UnavailableError("the file has become shorter while it was sent")
     await request.finish()
 
 

@@ -3,7 +3,7 @@ import { html } from "../html.js";
 import { call } from "../api.js";
 import { go } from "../app.js";
 import { Failure, useLoaded } from "../parts.js";
-import { Sample, idOf } from "../sample.js";
+import { Sample } from "../sample.js";
 import { shortId } from "../text.js";
 
 const PAGE_SIZE = 50;
@@ -48,7 +48,7 @@ export function SamplesView({ parts: [jobId], query }) {
       ${(text || metric) && html`<a class="button" href=${address({ text: "", metric: "", from: "", to: "" })}>All</a>`}
     </form>
     <p class="muted" role="status">${page ? status(page, text || metric) : chosenTask && !error ? "Looking…" : ""}</p>
-    ${samples.map((sample, place) => html`<${Sample} key=${page.sampleTokens[place]} sample=${sample} heading=${`Sample ${idOf(sample)}`}
+    ${samples.map((sample, place) => html`<${Sample} key=${page.sampleTokens[place]} sample=${sample}
       place=${{ jobId, model: chosenModel, task: chosenTask, token: page.sampleTokens[place] }} />`)}
     ${page && (page.truncatedFields || []).length > 0 && html`<p class="muted">Cut, since they are too large: ${page.truncatedFields.join(", ")}</p>`}
     <nav class="pages" aria-label="Pages">
