@@ -1,9 +1,7 @@
 """Comparisons, decisions, plans, flips and trends for callers, computed in processes of their own. So NumPy and SciPy, which
 take more memory than the rest of an idle server, are never loaded into it."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -13,14 +11,13 @@ from evalrpc.analysis.evidence import Evidence, Measured
 from evalrpc.analysis.flip_lists import Flips, FlipsPart
 from evalrpc.analysis.run_series import Series
 from evalrpc.config import HarnessSettings
-from evalrpc.errors import EvalrpcError
 from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.reading import page_tokens
-from evalrpc.reading.disk import read_in, read_on
+from evalrpc.reading.processes import ReadingProcesses
 from evalrpc.reading.remembered import Remembered
-from evalrpc.scheduling.limited_process import LimitedProcess, Limits
+from evalrpc.scheduling.limited_process import Limits
 from evalrpc.v1.comparison_pb2 import (
     CompareJobsRequest,
     CompareJobsResponse,
@@ -39,8 +36,6 @@ READ_LIMITS: Final = ReadLimits(max_bytes=16 * 1024**3, max_seconds=120.0)
 PROCESS_USE: Final = Limits(memory_bytes=2 * 1024**3, processor_seconds=120)
 """What it may use of the machine."""
 
-IDLE_SECONDS: Final = 30.0
-"""How long a process waits for more work before it ends."""
 _MAX_REMEMBERED: Final = 1_000_000  # flips, of all listings: 32 bytes each
 
 _Work = Callable[[Any, Sequence[JobInfo], Mapping[str, Harness], Path, ReadBudget], Any]
@@ -49,19 +44,13 @@ process does, and the server never."""
 
 
 class Comparer:
-    """Compares jobs. Runs on the event loop; `comparers` wait for the processes that do the work, one each."""
+    """Compares jobs, in processes. Runs on the event loop."""
 
-    def __init__(
-        self,
-        data_dir: Path,
-        harness_settings: Mapping[str, HarnessSettings],
-        comparers: Executor,
-    ) -> None:
+    def __init__(self, data_dir: Path, harness_settings: Mapping[str, HarnessSettings], processes: ReadingProcesses) -> None:
         self._data_dir = data_dir
         self._harness_settings = harness_settings
-        self._comparers = comparers
+        self._processes = processes
         self._known_flips = Remembered[Flips](_MAX_REMEMBERED, len)
-        self._idle: list[tuple[LimitedProcess, asyncio.TimerHandle]] = []
 
     async def compare(self, call: CompareJobsRequest, baseline: JobInfo, candidates: Sequence[JobInfo]) -> CompareJobsResponse:
         """Compare the candidates with the baseline. Raises what `evalrpc.analysis.comparison.compare` does."""
@@ -118,44 +107,12 @@ class Comparer:
         """Forget the flips whose next page nobody reads any more."""
         self._known_flips.forget_unused()
 
-    def close(self) -> None:
-        """End the processes that are kept."""
-        while self._idle:
-            process, timer = self._idle.pop()
-            timer.cancel()
-            process.close()
-
     async def _read(self, work: _Work, order: object, jobs: Sequence[JobInfo]) -> Any:
-        """Do work in a process, and keep that for a while, unless nobody waits for the work any more."""
+        """Do work in a process."""
         names = {job.request.harness for job in jobs} & self._harness_settings.keys()
         settings = [self._harness_settings[name] for name in names]
         arguments = (work, order, list(map(_needed_of, jobs)), settings, self._data_dir, READ_LIMITS)
-        process = self._take()
-        try:
-            answer = await read_on(self._comparers, lambda: read_in(process, _work_in_process, *arguments))
-        except EvalrpcError:
-            self._keep(process)
-            raise
-        except BaseException:  # above all that nobody waits for the answer any more
-            process.close()
-            raise
-        self._keep(process)
-        return answer
-
-    def _take(self) -> LimitedProcess:
-        if not self._idle:
-            return LimitedProcess(PROCESS_USE, is_kept=True)
-        process, timer = self._idle.pop()
-        timer.cancel()
-        return process
-
-    def _keep(self, process: LimitedProcess) -> None:
-        timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end, process)
-        self._idle.append((process, timer))
-
-    def _end(self, process: LimitedProcess) -> None:
-        self._idle = [each for each in self._idle if each[0] is not process]
-        self._comparers.submit(process.close)  # which waits for its end
+        return await self._processes.call(PROCESS_USE, _work_in_process, *arguments)
 
 
 def _without(call: ListFlipsRequest, *fields: str) -> ListFlipsRequest:

@@ -23,10 +23,11 @@ from evalrpc.harnesses.base import Harness
 from evalrpc.protobuf import wire_format
 from evalrpc.protobuf.structs import wire_text
 from evalrpc.reading import page_tokens
-from evalrpc.reading.disk import read_in, read_on
+from evalrpc.reading.disk import read_on
 from evalrpc.reading.document_media import DocumentMedia
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.media_types import HEAD_BYTES, media_type
+from evalrpc.reading.processes import ReadingProcesses
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.reading.sample_filters import sample_id
 from evalrpc.reading.sample_references import Reference, find_references
@@ -40,7 +41,6 @@ from evalrpc.reading.samples import (
     source_of,
 )
 from evalrpc.results.layout import samples_task
-from evalrpc.scheduling.limited_process import LimitedProcess
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, ReadSampleMediaResponse
 from evalrpc.watching.feed import Feed, Reserve, Send, no_reserve
@@ -64,8 +64,6 @@ class MediaThreads(NamedTuple):
     """For the disk, shortly."""
     listers: Executor
     """For small rows."""
-    parsers: Executor
-    """For processes that read large rows, or many."""
     askers: Executor
     """For harnesses."""
 
@@ -81,6 +79,7 @@ class SampleMediaReader:
         harness_settings: Mapping[str, HarnessSettings],
         documents: DocumentMedia,
         threads: MediaThreads,
+        processes: ReadingProcesses,
     ) -> None:
         self._feed = feed
         self._places = places
@@ -89,6 +88,7 @@ class SampleMediaReader:
         self._harness_settings = harness_settings
         self._documents = documents
         self._threads = threads
+        self._processes = processes
 
     def forget_unused(self) -> None:
         """Forget what harnesses have said and nobody reads any more."""
@@ -120,9 +120,8 @@ class SampleMediaReader:
                 return await read_on(
                     self._threads.listers, lambda: _find_sample(source, "", self._harnesses, budget), budget.stop
                 )
-        process, settings = LimitedProcess(PROCESS_USE), self._harness_settings.get(source.job.request.harness)
-        arguments = (source, wanted_id, settings, PROCESS_LIMITS)
-        return await read_on(self._threads.parsers, lambda: read_in(process, _find_in_process, *arguments), process.close)
+        settings = self._harness_settings.get(source.job.request.harness)
+        return await self._processes.call(PROCESS_USE, _find_in_process, source, wanted_id, settings, PROCESS_LIMITS)
 
     async def _with_documents(
         self, job: JobInfo, call: ReadSampleMediaRequest, source: SampleSource, sample: "_Sample"

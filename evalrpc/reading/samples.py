@@ -16,12 +16,13 @@ from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.reading import page_tokens
 from evalrpc.reading.attempts import output_dir
-from evalrpc.reading.disk import read_in, read_on
+from evalrpc.reading.disk import read_on
 from evalrpc.reading.job_results import JobResults
+from evalrpc.reading.processes import ReadingProcesses
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.reading.sample_filters import SampleMatcher
 from evalrpc.reading.sample_pages import read_page, samples_file
-from evalrpc.scheduling.limited_process import LimitedProcess, Limits
+from evalrpc.scheduling.limited_process import Limits
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse, SampleFilter
 from evalrpc.watching.feed import Feed
@@ -36,7 +37,7 @@ PROCESS_USE: Final = Limits(memory_bytes=1024**3, processor_seconds=20)
 
 
 class SampleLister:
-    """Lists samples for callers. Runs on the event loop. `listers` read small rows, `parsers` wait for processes."""
+    """Lists samples for callers. Runs on the event loop. `listers` read small rows, `processes` the others."""
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class SampleLister:
         harnesses: Mapping[str, Harness],
         harness_settings: Mapping[str, HarnessSettings],
         listers: Executor,
-        parsers: Executor,
+        processes: ReadingProcesses,
     ) -> None:
         self._feed = feed
         self._data_dir = data_dir
@@ -53,7 +54,7 @@ class SampleLister:
         self._harnesses = harnesses
         self._harness_settings = harness_settings
         self._listers = listers
-        self._parsers = parsers
+        self._processes = processes
 
     async def list_samples(self, job_id: str, call: ListSamplesRequest, page_size: int) -> bytes:
         """List a page of samples, as a serialised ListSamplesResponse.
@@ -70,8 +71,9 @@ class SampleLister:
         if not matching:  # else all rows are looked at, which would take the interpreter from others
             page = await self._read_in_place(source, page_size)
         if page is None:
-            process = LimitedProcess(PROCESS_USE)
-            page = await read_on(self._parsers, lambda: self._read_in(process, source, page_size, matching), process.close)
+            settings = self._harness_settings.get(source.job.request.harness)
+            arguments = (source, page_size, matching, settings, PROCESS_LIMITS)
+            page = await self._processes.call(PROCESS_USE, _read_page_in_process, *arguments)
         named = sample_place(job_id, call.model, call.task)
         answer = ListSamplesResponse(
             sample_tokens=[page_tokens.encode(offset, named) for offset in page.offsets],
@@ -86,10 +88,6 @@ class SampleLister:
             return await read_on(self._listers, lambda: _read_page(source, page_size, self._harnesses, budget), budget.stop)
         except ReadLimitError:
             return None
-
-    def _read_in(self, process: LimitedProcess, source: "SampleSource", page_size: int, matching: bytes) -> "_Page":
-        settings = self._harness_settings.get(source.job.request.harness)
-        return read_in(process, _read_page_in_process, source, page_size, matching, settings, PROCESS_LIMITS)
 
 
 class SampleSource(NamedTuple):

@@ -190,6 +190,7 @@ def main() -> None:
             answers.flush()
             del arguments
             gc.collect()
+            gc.freeze()  # what was imported is not looked through again after the next order
 
 
 class _Failure(NamedTuple):
@@ -199,13 +200,16 @@ class _Failure(NamedTuple):
 
 
 def _set_limits(limits: Limits) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    _set_limit(resource.RLIMIT_AS, limits.memory_bytes)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    _, most_seconds = resource.getrlimit(resource.RLIMIT_CPU)
-    seconds = math.ceil(used.ru_utime + used.ru_stime) + limits.processor_seconds
-    if most_seconds == resource.RLIM_INFINITY or seconds < most_seconds:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, most_seconds))  # SIGXCPU
+    _set_limit(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime) + limits.processor_seconds)  # SIGXCPU
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _set_limit(kind: int, value: int) -> None:
+    """Limit the process until the next order, and never to more than it was started with."""
+    _, most = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 
 
 def _carry_out(limits: Limits, function: Callable[..., object], arguments: tuple[Any, ...]) -> object:

@@ -46,6 +46,7 @@ from evalrpc.reading.document_media import DocumentMedia
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.logs import LogReader
 from evalrpc.reading.metrics import MetricLister
+from evalrpc.reading.processes import ReadingProcesses
 from evalrpc.reading.sample_media import MediaThreads, Places, SampleMediaReader
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling import placement
@@ -86,7 +87,7 @@ from evalrpc.server.running import Running, Sharing
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.stores import open_store, progress_of, shared_store, store_of_runner
 from evalrpc.server.suite_definitions import build_suites
-from evalrpc.server.threads import require_threads, start_pools
+from evalrpc.server.threads import MAX_COMPARISONS, MAX_PARSERS, require_threads, start_pools
 from evalrpc.server.tracing import untraced
 from evalrpc.server.transports.connections import close_connections
 from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
@@ -210,6 +211,8 @@ class Server:
         self._store = open_store(settings, clock, entitlements)
         self._audit = Audit(audit_file(settings), clock, secrets.mask_text)
         self._pools = start_pools()
+        self._parsing = ReadingProcesses(self._pools.parsers, MAX_PARSERS)
+        self._comparing = ReadingProcesses(self._pools.comparers, MAX_COMPARISONS)
         data_dir = settings.data_dir.absolute()
         cgroups = find_cgroups(settings.cgroups)
         controllers = cgroups.cgroups.controllers if cgroups.cgroups else frozenset[str]()
@@ -365,7 +368,8 @@ class Server:
         # Only now: calls may have waited for a short command.
         await loop.run_in_executor(self._pools.waiters, self._executor.close)
         await loop.run_in_executor(self._pools.waiters, self._audit.close)
-        self._service.comparer.close()
+        self._parsing.close()
+        self._comparing.close()
         self._pools.shut_down()
         self._store.close()
         if self._traces is not None:
@@ -538,16 +542,17 @@ class Server:
             logs=LogReader(self._feed, data_dir, pools.readers, self._secrets),
             artifacts=ArtifactReader(self._feed, data_dir, pools.readers, pools.listers, pools.hashers),
             metrics=MetricLister(self._feed, results, pools.listers),
-            samples=SampleLister(self._feed, data_dir, self.harnesses, self._settings.harnesses, pools.listers, pools.parsers),
+            samples=SampleLister(self._feed, data_dir, self.harnesses, self._settings.harnesses, pools.listers, self._parsing),
             media=SampleMediaReader(
                 self._feed,
                 Places(data_dir, self._settings.media_roots),
                 self.harnesses,
                 self._settings.harnesses,
                 DocumentMedia(self.harnesses, self._executor, self._secrets.mask_text),
-                MediaThreads(pools.readers, pools.listers, pools.parsers, pools.askers),
+                MediaThreads(pools.readers, pools.listers, pools.askers),
+                self._parsing,
             ),
-            comparer=Comparer(data_dir, self._settings.harnesses, pools.comparers),
+            comparer=Comparer(data_dir, self._settings.harnesses, self._comparing),
             results=results,
             queue_state=queue_state,
             entitlements=entitlements,

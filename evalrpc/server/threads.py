@@ -8,12 +8,17 @@ from typing import Final, NamedTuple
 
 from evalrpc.errors import ConfigurationError
 
+MAX_COMPARISONS: Final = 2
+"""How many comparisons are computed at a time, each in a process of its own, which takes 100 MB or more."""
+MAX_PARSERS: Final = 2
+"""How many pages are read in processes at a time."""
+
 _THREADS: Final = {
     "readers": 4,
     "listers": 4,
-    "parsers": 2,
+    "parsers": MAX_PARSERS,
     "hashers": 2,
-    "comparers": 2,
+    "comparers": MAX_COMPARISONS,
     "catalogers": 2,
     "askers": 2,
     "removers": 1,

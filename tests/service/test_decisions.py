@@ -17,12 +17,13 @@ from server_process import ServerProcess
 from serving import NOWHERE, Api, ServerHere, Site, detail, reason_of
 from waiting import eventually
 
-from evalrpc.analysis import comparer, flips
+from evalrpc.analysis import flips
 from evalrpc.analysis.flip_lists import Flips
 from evalrpc.client import EvalClient
 from evalrpc.errors import InvalidRequestError, SamplesNotFoundError
 from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.harnesses.registry import build_harness
+from evalrpc.reading import processes
 from evalrpc.v1.comparison_pb2 import (
     FLIP_DIRECTION_BETTER,
     FLIP_DIRECTION_UNSPECIFIED,
@@ -398,7 +399,7 @@ def test_all_comparisons_share_a_process_that_ends_when_it_is_idle(runs: Runs, m
     assert runs.metric(*jobs) == first
     assert readers_of(os.getpid()) == [reader]
     os.kill(reader, signal.SIGKILL)
-    monkeypatch.setattr(comparer, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "IDLE_SECONDS", 0.01)
     assert runs.metric(*jobs) == first, "a process that was killed is replaced"
     eventually(lambda: not readers_of(os.getpid()), "for an idle process to end")
 
