@@ -5,8 +5,8 @@ import struct
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Final
+from functools import cache, partial
+from typing import Any, Final, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
@@ -66,6 +66,15 @@ OF_ENGINES: Final = ("model", "device", "batch_size", "gpu_mode", "preparation",
 MAX_REMEMBERED: Final = 200
 _MAX_DEPTH: Final = 4
 
+_T = TypeVar("_T")
+
+
+class Dice(random.Random):
+    """Chooses three times as fast as its base, and not as evenly, which only very long sequences would notice."""
+
+    def choice(self, seq: Sequence[_T]) -> _T:  # type: ignore[override]
+        return seq[int(self.random() * len(seq))]
+
 
 @dataclass(frozen=True)
 class Target:
@@ -105,8 +114,7 @@ class Known:
     """For a field by its name, what answers have said."""
 
     def fitting(self, each: FieldDescriptor) -> Sequence[Any]:
-        name = ".".join(each.full_name.split(".")[-2:])
-        return self.values.get(name) or self.values.get(each.name) or self.learned.get(each.name) or ()
+        return self.values.get(name_in_message(each)) or self.values.get(each.name) or self.learned.get(each.name) or ()
 
     def learn(self, target: Target, request: bytes, answer: bytes) -> None:
         """Remember what was submitted, the engines there are, and the request for the next page of an answer."""
@@ -134,7 +142,7 @@ class Inputs:
     def __init__(self, targets: list[Target], known: Known, seed: int) -> None:
         self.targets = targets
         self.known = known
-        self.dice = random.Random(seed)
+        self.dice = Dice(seed)
 
     def __iter__(self) -> Iterator[tuple[Target, list[bytes]]]:
         while True:
@@ -292,6 +300,13 @@ class Builder:
         return self._dice.random() < self._oddness
 
 
+@cache
+def name_in_message(each: FieldDescriptor) -> str:
+    """Return the name of a field with that of its message, as `Duration.seconds`."""
+    return ".".join(each.full_name.split(".")[-2:])
+
+
+@cache
 def is_map(each: FieldDescriptor) -> bool:
     return each.message_type is not None and each.message_type.GetOptions().map_entry
 
