@@ -1,4 +1,4 @@
-"""Each harness at the oldest version that is taken, in an environment of its own. The other tests have the newest."""
+"""The versions of harnesses that are said to work: the newest in all other tests, the oldest here, each in its environment."""
 
 import json
 import os
@@ -49,11 +49,23 @@ def sums():
 
 
 @pytest.mark.parametrize("package", [lmms_eval._PACKAGE, lm_eval._PACKAGE, inspect_ai._PACKAGE])
-def test_the_documented_range_is_the_tested_one(package: Package) -> None:
+def test_the_documented_range_ends_with_the_version_that_is_required(package: Package) -> None:
     requirements = (ROOT / "scripts" / f"requirements-{package.title.removesuffix('-ai')}.txt").read_text()
     newest = re.search(rf"^{package.name.replace('_', '[_-]')}(?:\[.*\])?==(.*)$", requirements, re.MULTILINE)
     assert newest is not None
-    assert f"| `{package.title}` | {package.oldest} to {newest[1]} |" in (ROOT / "docs" / "harnesses.md").read_text()
+    assert documented_range(package) == (package.oldest, newest[1])
+
+
+@pytest.mark.parametrize(
+    ("package", "environment"),
+    [(lmms_eval._PACKAGE, "lmms_python"), (lm_eval._PACKAGE, "lm_eval_python"), (inspect_ai._PACKAGE, "inspect_python")],
+)
+def test_the_documented_range_ends_with_the_version_that_all_other_tests_run(
+    package: Package, environment: str, request: pytest.FixtureRequest
+) -> None:
+    python: Path = request.getfixturevalue(environment)
+    (installed,) = python.parent.parent.glob(f"lib/python*/site-packages/{package.name}-*.dist-info")
+    assert installed.name == f"{package.name}-{documented_range(package)[1]}.dist-info"
 
 
 @pytest.mark.slow
@@ -97,6 +109,13 @@ def oldest(package: Package, newest_python: Path, folder: Path) -> Path:
     python = folder / "bin" / "python"
     subprocess.run((python, "-m", "pip", "install", "--quiet", "--no-deps", f"{package.name}=={package.oldest}"), check=True)
     return python
+
+
+def documented_range(package: Package) -> tuple[str, str]:
+    """Return the oldest and the newest version that the docs say are tested."""
+    page = (ROOT / "docs" / "harnesses.md").read_text()
+    (versions,) = re.findall(rf"^\| `{package.title}` \| (\S+) to (\S+) \|", page, re.MULTILINE)
+    return versions
 
 
 def family_task(folder: Path, more: str = "") -> Path:
