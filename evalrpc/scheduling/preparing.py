@@ -262,7 +262,7 @@ class ModelPreparation:
         except RunFailedError as error:
             self._fail(preparation, error.message)
         if exit_status.code is None and exit_status.signal is None:
-            raise RunFailedError("RUN_LOST", "the preparation ended while no server saw it, and left no exit status")
+            raise RunFailedError("RUN_LOST", "the preparation has left no exit status: it, or what records its end, was killed")
         if exit_status.code != 0:
             self._fail(preparation, _last_words(exit_status, self._judged_lines()), exit_status)
         if not _has_files(self._made.joinpath(*self._place().parts[1:])):

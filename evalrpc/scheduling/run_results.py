@@ -124,7 +124,10 @@ class RunResults:
         """Read what a step left. Raises RunFailedError."""
         exit_status = self._handle.exit_status(number)
         if exit_status.code is None and exit_status.signal is None:
-            raise RunFailedError("RUN_LOST", "the run ended while no server saw it, and left no exit status")
+            raise RunFailedError(
+                "RUN_LOST",
+                "the run has left no exit status: it, or what records its end, was killed, or it removed that itself",
+            )
         try:
             return self._reader.read_results(self._steps[number], exit_status, log_tail)
         except RunFailedError as error:
