@@ -451,7 +451,8 @@ class Settings:
         NAMED_FOLDERS,
         "Folders below which files may lie that samples refer to: images, sounds and videos that are shown with them. Whoever "
         "may read a job may read any file there that a sample of it names, so name folders of data sets, and none with "
-        "anything else. Links below them are not followed. What lies in the job's own output folder is always shown.",
+        "anything else. Links below one are followed as long as they stay below it, as those of a Hugging Face cache do. What "
+        "lies in the job's own output folder is always shown, but for links.",
         default_text="none",
     )
     inherit_env: tuple[str, ...] = setting(

@@ -1,7 +1,8 @@
 """The images, sounds and videos of a sample, sent one after the other.
 
-What they are comes from a row that a run wrote. So files are only opened below the job's output folder and the operator's
-roots, part by part without following links, and what is sent is what the descriptor reads. Runs on the event loop; what waits
+What they are comes from a row that a run wrote. So files are only opened below the job's output folder, where no link is
+followed, and below the operator's roots, where links are that stay below the same root; and what is sent is what the descriptor
+reads. Runs on the event loop; what waits
 for the disk or for a harness goes to a thread.
 """
 
@@ -17,6 +18,7 @@ from typing import Final, NamedTuple
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ReadLimitError, SamplesNotFoundError
 from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.linked import open_below
 from evalrpc.files.opening import open_in
 from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.harnesses.base import Harness
@@ -231,8 +233,7 @@ def _open_below(folder: Path, roots: Sequence[Path], path: str, stack: ExitStack
         if wanted.is_absolute() and not wanted.is_relative_to(place):
             continue
         try:
-            parts = {"replaceable_parts": 0} if place is not folder else {}  # links on the way to a root are the operator's
-            descriptor = stack.enter_context(open_in(place, wanted, **parts)).fileno()
+            descriptor = stack.enter_context(_open_own(place, wanted) if place is folder else open_below(place, wanted))
             return _Opened(descriptor, os.fstat(descriptor).st_size, media_type(os.pread(descriptor, HEAD_BYTES, 0)))
         except OSError as error:
             require_no_shortage(error)
@@ -240,6 +241,12 @@ def _open_below(folder: Path, roots: Sequence[Path], path: str, stack: ExitStack
         except ValueError:  # a NUL
             problem = "its path is none"
     return _Opened(problem=problem)
+
+
+@contextmanager
+def _open_own(folder: Path, path: Path) -> Iterator[int]:
+    with open_in(folder, path) as file:
+        yield file.fileno()
 
 
 def _find_sample(source: SampleSource, wanted_id: str, harnesses: Mapping[str, Harness], budget: ReadBudget) -> _Sample:

@@ -457,7 +457,7 @@ class EvaluationServiceServicer(object):
     def ReadSampleMedia(self, request, context):
         """Streams the images, sounds and videos that a sample refers to, one after the other, then OK; nothing for a sample without.
         `data:` URLs are sent as the bytes that they have; files only if they lie below the job's output folder, or below one of
-        the operator's `media_roots`, and no link leads to them. Where the sample's log has none that can be sent, the harness is
+        the operator's `media_roots`; no link is followed but those below one of these that stay below it. Where the sample's log has none that can be sent, the harness is
         asked what the document has, in its own environment, if it can say that (lmms-eval does); the answer is that of its data
         set as it is now. Nothing is fetched from other servers. What can't be sent is a message with a `problem`, and no error of
         the call.

@@ -137,6 +137,19 @@ def test_neither_links_nor_what_is_no_regular_file_is_read(samples: Samples, roo
         assert not media.data
 
 
+def test_links_below_a_root_are_followed_as_in_a_cache_of_hugging_face(samples: Samples, root: Path) -> None:
+    snapshot, blobs = root / "datasets--a" / "snapshots" / "1f3", root / "datasets--a" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "5d41").write_bytes(PNG)
+    (snapshot / "a.png").symlink_to("../../blobs/5d41")
+    media = samples.of(str(snapshot / "a.png"), "datasets--a/snapshots/1f3/a.png")
+    assert [(each.data, each.problem) for each in media] == [(PNG, "")] * 2
+    (samples.folder / "a.png").symlink_to("b.png")
+    (samples.folder / "b.png").write_bytes(PNG)
+    assert "it can't be read" in problem_of(samples.of(str(samples.folder / "a.png"))), "a run has made that one"
+
+
 def test_a_folder_of_the_job_that_became_a_link_leads_nowhere(samples: Samples, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     samples.write({"image": "toy/a.png"})
