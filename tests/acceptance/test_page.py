@@ -2,13 +2,20 @@
 
 import base64
 import json
+import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import Tabs, needs_browser, open_browser
 from callers import add_token
+from http_calls import path_of
+from identity_provider import AUDIENCE, IdentityProvider
+from nginx import Nginx
 from serving import COMPLETED, FAILED, Api, ServerHere, Site
 from waiting import eventually
 
@@ -303,3 +310,131 @@ def test_a_browser_that_has_to_sign_in_is_sent_there_and_back(browser: "Browser"
     page.get_by_role("button", name="Sign out").click()
     page.get_by_role("heading", name="Sign in").wait_for()
     context.close()
+
+
+# The location of docs/operating.md, before which a proxy has signed whoever has its cookie in.
+PROXY_RULES = """
+    listen {{address}};
+    set $jwt "";
+    if ($cookie_proxy = "alice") {{{{ set $jwt "{token}"; }}}}
+    proxy_set_header X-Auth-Jwt $jwt;
+    {location}
+"""
+
+
+def proxy_rules(token: str) -> str:
+    """Return rules for nginx, with the location that docs/operating.md has."""
+    page = Path(__file__).parents[2] / "docs" / "operating.md"
+    (location,) = re.findall(r"location / \{\n\s+proxy_pass.*?\}", page.read_text(), re.DOTALL)
+    location = location.replace("{", "{{").replace("}", "}}").replace("http://127.0.0.1:8080", "http://{upstream}")
+    return PROXY_RULES.format(
+        token=token,
+        location=location.replace("proxy_set_header Host", "proxy_set_header X-Auth-Jwt $jwt;\n        proxy_set_header Host"),
+    )
+
+
+def test_a_browser_that_a_proxy_signs_in_needs_no_token(browser: "Browser", start: Serve, site: Site, tmp_path: Path) -> None:
+    with IdentityProvider() as provider:
+        with site.config.open("a") as config:
+            config.write(
+                f'[oidc]\nissuer = "{provider.issuer}"\naudience = "{AUDIENCE}"\nrole = "submitter"\n'
+                f'jwks_url = "{provider.issuer}/keys"\n'
+                '[[http_listen]]\naddress = "127.0.0.1:0"\nauth = "required"\nproxy_token_header = "X-Auth-Jwt"\n'
+            )
+        server = start(http_listen=None)
+        upstream = url_of(server).removeprefix("http://")
+        with Nginx(tmp_path / "nginx", upstream, proxy_rules(provider.token())) as nginx:
+            context = browser.new_context()
+            tabs = Tabs(context, f"http://{nginx.address}")
+            tabs.open("/").get_by_label("Token").wait_for()
+            tabs.problems.clear()  # the console has that it was not signed in
+            context.add_cookies([{"name": "proxy", "value": "alice", "url": tabs.url}])
+            queue = tabs.open("/")
+            queue.get_by_text("alice").wait_for()
+            queue.get_by_text("No jobs here").wait_for()
+            page = tabs.open("/submit")
+            page.get_by_label("Model type").fill("good")
+            page.get_by_label("Tasks").fill("t")
+            page.get_by_label("GPUs").fill("0")
+            page.get_by_role("button", name="Submit", exact=True).click()
+            page.locator("h1").get_by_text("completed").wait_for()
+            queue.locator("tr").get_by_text("completed").wait_for()
+            assert not tabs.problems
+            with foreign_page() as elsewhere:
+                assert not any(attack(context.new_page(), elsewhere, tabs.url).values())
+            context.close()
+
+
+# What a page of another server tries: to read, to submit with what the browser has, and to load what it may show.
+ATTACK = """async ([url, get, submit, body, credentials]) => {
+  const works = (attempt) => attempt.then(() => true, () => false);
+  const loads = (name, place) => new Promise((done) => {
+    const element = document.createElement(name);
+    element.onload = () => done(true);
+    element.onerror = () => done(false);
+    element.src = url + place;
+    document.body.append(element);
+  });
+  const json = { "Content-Type": "application/json" };
+  const form = document.createElement("form");
+  Object.assign(form, { method: "POST", action: url + submit, enctype: "text/plain", target: "frame" });
+  form.append(Object.assign(document.createElement("input"), { name: body, value: "" }));
+  document.body.append(Object.assign(document.createElement("iframe"), { name: "frame" }), form);
+  form.submit();
+  for (const type of ["text/plain", "application/x-www-form-urlencoded"]) {
+    const headers = { "Content-Type": type };
+    await works(fetch(url + submit, { method: "POST", mode: "no-cors", credentials, headers, body }));
+  }
+  return {
+    reads: await works(fetch(url + get, { credentials }).then((answer) => answer.text())),
+    submits: await works(fetch(url + submit, { method: "POST", credentials, headers: json, body })),
+    events: await new Promise((done) => {
+      const source = new EventSource(`${url}/v1/events`, { withCredentials: credentials === "include" });
+      source.onopen = () => done(true);
+      source.onerror = () => done(false);
+    }),
+    scripts: await loads("script", "/web/app.js"),
+    images: await loads("img", get),
+  };
+}"""
+
+
+@contextmanager
+def foreign_page() -> Iterator[str]:
+    """Serve an empty page, and yield its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield f"http://localhost:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def attack(page: "Page", elsewhere: str, url: str, credentials: str = "include") -> dict[str, bool]:
+    """Return which attempts of a foreign page work."""
+    page.goto(elsewhere)
+    body = json.dumps({"request": {"model": "good", "tasks": ["t"], "numGpus": 0}, "labels": {"by": "attack"}})
+    found: dict[str, bool] = page.evaluate(ATTACK, [url, path_of("ListJobs"), path_of("SubmitJob"), body, credentials])
+    return found
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_page_of_another_server_can_neither_read_nor_submit_unless_the_operator_names_it(
+    browser: "Browser", start: Serve, is_named: bool
+) -> None:
+    with foreign_page() as elsewhere:
+        server = start(http_origins=[elsewhere] if is_named else [])
+        context = browser.new_context()
+        found = attack(context.new_page(), elsewhere, url_of(server), "omit" if is_named else "include")
+        context.close()
+    assert found == {"reads": is_named, "submits": is_named, "events": is_named, "scripts": False, "images": False}
+    assert [dict(job.labels) for job in server.api.ListJobs().jobs] == [{"by": "attack"}] * is_named

@@ -26,12 +26,16 @@ http {{
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
     server {{
-        listen {address} http2;
-        location / {{ grpc_pass grpc://{upstream}; }}
+        {rules}
     }}
 }}
 """
-"""All that is set are folders, logs, and `grpc_pass`: every timeout is nginx's own."""
+"""All that is set are folders and logs: every timeout is nginx's own."""
+
+GRPC_RULES = """
+        listen {address} http2;
+        location / {{ grpc_pass grpc://{upstream}; }}
+"""
 
 
 def executable() -> str:
@@ -43,14 +47,16 @@ def executable() -> str:
 
 
 class Nginx:
-    """Passes calls on to `upstream`, HOST:PORT, and logs what it cuts."""
+    """Passes calls on to `upstream`, HOST:PORT, by the rules of a `server`, and logs what it cuts."""
 
-    def __init__(self, folder: Path, upstream: str) -> None:
+    def __init__(self, folder: Path, upstream: str, rules: str = GRPC_RULES) -> None:
         self.address = f"127.0.0.1:{_free_port()}"
         self._folder = folder
         self._executable = executable()
         folder.mkdir()
-        (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, address=self.address, upstream=upstream))
+        (folder / "nginx.conf").write_text(
+            CONFIG.format(folder=folder, rules=rules.format(address=self.address, upstream=upstream))
+        )
 
     def __enter__(self) -> Self:
         command = (self._executable, "-p", str(self._folder), "-c", "nginx.conf", "-e", str(self._folder / "error.log"))
