@@ -1,6 +1,7 @@
 """Clients of the Connect protocol that others have written, against a real server."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,17 +10,17 @@ from typing import Any
 
 import pytest
 from connectrpc.client import ConnectClientSync
-from connectrpc.code import Code
-from connectrpc.compat import google_protobuf_binary_codec
+from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
 from connectrpc.errors import ConnectError
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message_factory import GetMessageClass
 from http_calls import http_of
-from serving import SECONDS, ServerHere, Site
+from serving import RUNNING, SECONDS, ServerHere, ServerThere, Site
 from waiting import eventually
 
 from evalrpc.server.app import SERVICE
-from evalrpc.v1.jobs_pb2 import GetJobRequest, WatchJobRequest
+from evalrpc.v1.jobs_pb2 import JobEventType, WatchJobRequest
 
 ROOT = Path(__file__).parents[2]
 BUF = Path(sys.executable).with_name("buf")
@@ -64,28 +65,83 @@ def test_buf_makes_every_call(server: ServerHere) -> None:
             process.kill()
 
 
-def test_the_client_of_connectrpc_gets_what_grpc_does(server: ServerHere) -> None:
+CODECS = {"binary": google_protobuf_binary_codec, "json": google_protobuf_json_codec}
+
+
+def connect(url: str, form: str) -> ConnectClientSync:
+    return ConnectClientSync(url, codec=CODECS[form](), timeout_ms=int(SECONDS * 1000))
+
+
+@pytest.mark.parametrize("form", CODECS)
+def test_the_client_of_connectrpc_makes_every_call_and_gets_what_grpc_does(server: ServerHere, form: str) -> None:
     job = server.api.run()
-    with ConnectClientSync(http_of(server).url, codec=google_protobuf_binary_codec(), timeout_ms=int(SECONDS * 1000)) as client:
-        for use_get in (False, True):
-            method = method_info("GetJob", StreamType.UNARY)
-            assert client.execute_unary(request=GetJobRequest(job_id=job.job_id), method=method, use_get=use_get) == job
-        with pytest.raises(ConnectError) as caught:
-            client.execute_unary(request=GetJobRequest(job_id="x"), method=method)
-        assert caught.value.code is Code.INVALID_ARGUMENT
-        watch = method_info("WatchJob", StreamType.SERVER_STREAM)
-        events = list(client.execute_server_stream(request=WatchJobRequest(job_id=job.job_id), method=watch))
-    assert [event.job.job_id for event in events] == [job.job_id]
+    made: set[str] = set()
+    refused: dict[str, str] = {}
+    with connect(http_of(server).url, form) as client:
+        for name in [*(each.name for each in SERVICE.methods if each.name != "DeleteJob"), "DeleteJob"]:
+            method = method_info(name)
+            has_job = "job_id" in SERVICE.methods_by_name[name].input_type.fields_by_name
+            request = method.input(**({"job_id": job.job_id} if has_job else {}))
+            try:
+                if method.stream_type is StreamType.UNARY:
+                    client.execute_unary(request=request, method=method)
+                else:
+                    for message in client.execute_server_stream(request=request, method=method):
+                        if name in ENDLESS and message.type == JobEventType.JOB_EVENT_TYPE_BOOKMARK:
+                            break
+                made.add(name)
+            except ConnectError as error:
+                refused[name] = error.code.value
+            if name == "GetJob":
+                for use_get in (False, True):
+                    assert client.execute_unary(request=request, method=method, use_get=use_get) == job
+    assert set(refused.values()) <= CODES, refused
+    assert {"GetJob", "ListJobs", "WatchJob", "WatchJobs", "ReadLog", "ListSamples", "ListArtifacts", "DeleteJob"} <= made
 
 
-def method_info(name: str, stream_type: "StreamType") -> "MethodInfo[Any, Any]":
+@pytest.mark.parametrize("form", CODECS)
+def test_a_stream_of_connectrpc_is_resumed_after_a_kill_and_every_event_seen_once(tmp_path: Path, form: str) -> None:
+    site = Site(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    site.set_up(http_listen=address)
+    there = ServerThere(site)
+    job = there.api.submit("slow")
+    there.api.wait_for(job.job_id, RUNNING)
+    revisions: list[int] = []
+    breaks: list[ConnectError] = []
+    method = method_info("WatchJob")
+    is_over = False
+    while not is_over and len(breaks) < 2:
+        request = WatchJobRequest(job_id=job.job_id, after_revision=max(revisions, default=0))
+        try:
+            with connect(f"http://{address}", form) as client:
+                for event in client.execute_server_stream(request=request, method=method):
+                    if event.type in (JobEventType.JOB_EVENT_TYPE_SNAPSHOT, JobEventType.JOB_EVENT_TYPE_STATUS):
+                        revisions.append(event.revision)
+                    if not breaks and revisions:
+                        there.kill()
+                    is_over = event.terminal
+        except ConnectError as error:
+            breaks.append(error)
+            there = ServerThere(site)
+            site.release(job.job_id)
+    there.terminate()
+    site.kill_runs()
+    assert len(breaks) == 1, breaks
+    assert len(revisions) > 1
+    assert revisions == sorted(set(revisions))
+
+
+def method_info(name: str) -> "MethodInfo[Any, Any]":
     method = SERVICE.methods_by_name[name]
-    classes = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+    only_reads = method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
     return MethodInfo(
         name=name,
         service_name=SERVICE.full_name,
-        input=classes[0],
-        output=classes[1],
-        idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
-        stream_type=stream_type,
+        input=GetMessageClass(method.input_type),
+        output=GetMessageClass(method.output_type),
+        idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS if only_reads else IdempotencyLevel.UNKNOWN,
+        stream_type=StreamType.SERVER_STREAM if method.server_streaming else StreamType.UNARY,
     )
