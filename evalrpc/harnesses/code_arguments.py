@@ -9,23 +9,26 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 _CODE_OPTIONS: Final = (
-    (re.compile(r"(ba|da|z|k|mk|a|fi|c|tc)?sh"), re.compile(r"-\w*c\w*")),
-    (re.compile(r"python[\d.]*"), re.compile(r"-\w*c")),
-    (re.compile(r"perl|ruby|node|bun|lua[\d.]*|Rscript"), re.compile(r"-\w*[eE]|-p|--eval|--print")),
+    (re.compile(r"(r?ba|da|z|k|mk|pdk|a|fi|c|tc|xon)?sh|ksh\d+|nu|elvish"), re.compile(r"-\w*c\w*")),
+    (re.compile(r"(i?python|pypy)[\d.]*"), re.compile(r"-\w*c")),
+    (
+        re.compile(r"perl|ruby|node(js)?|ts-node|bun|lua(jit)?[\d.]*|Rscript|julia|osascript"),
+        re.compile(r"-\w*[eE]|-p|--eval|--print"),
+    ),
     (re.compile(r"php[\d.]*"), re.compile(r"-[rBRE]|--(run|process-\w+)")),
     (re.compile(r"pwsh|powershell"), re.compile(r"-[cCeE]\w*")),
     (re.compile(r"env"), re.compile(r"-\w*S|--split-string")),
 )
 """By the name of the interpreter: the options after which code follows."""
 
-_STARTERS: Final = re.compile(r"su|runuser|script|flock|sbatch")
+_STARTERS: Final = re.compile(r"su|runuser|sg|newgrp|script|flock|sbatch|expect|psql|mysql|mariadb|gdb|n?vim?|emacs")
 """Programs that hand a text to a shell, which follows an option anywhere among their arguments."""
 
-_OPTIONS_OF_STARTERS: Final = re.compile(r"-c|--(session-)?command|--wrap")
+_OPTIONS_OF_STARTERS: Final = re.compile(r"-\w*c|-ex?|--eval|--execute|--(session-)?command|--wrap")
 _ALL_IS_CODE: Final = frozenset({"ssh", "rsh", "mosh", "watch", "parallel", "make", "gmake", "tmux", "screen"})
 """Programs that hand all their arguments to a shell, on this host or another one, or expand them as code."""
 
-_LANGUAGES: Final = re.compile(r"[gmn]?awk|sed")
+_LANGUAGES: Final = re.compile(r"[gmn]?awk|sed|sqlite3")
 """Programs whose first argument is a program that can start others."""
 
 _OPTIONS_WITH_A_VALUE: Final = frozenset({"-o", "+o", "-O", "+O", "-W", "-X", "-I", "-r"})
