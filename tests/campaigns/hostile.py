@@ -26,7 +26,7 @@ from typing import Final
 import engine_program
 import grpc
 from campaigns.fuzz import rss_mib
-from campaigns.hostile_callers import Callers, gather_bounded
+from campaigns.hostile_callers import IMPATIENT_SECONDS, Callers, gather_bounded
 from campaigns.hostile_kinds import IN_SUITES, LARGE, Kind, combinations, kinds_here
 from engine_site import end_engines
 from processes_of_tests import kill_all, processes_with
@@ -142,13 +142,13 @@ class References:
     run_id: str
 
 
-async def run_trial(server: ServerProcess, kinds: Sequence[Kind]) -> Trial:
+async def run_trial(server: ServerProcess, kinds: Sequence[Kind], impatient_seconds: float) -> Trial:
     """Run a good job beside each of the kinds, read and delete all of them, and wait for the memory to be given back."""
     folder = server.data_dir.parent
     async with AsyncEvalClient(server.address, timeout_seconds=DEADLINE_SECONDS) as client:
         # The callers read slowly, so the server may hang up on them: no other call should be on their connection.
         async with grpc.aio.insecure_channel(server.address, options=_OWN_CONNECTION) as channel:
-            trial = Trial(Callers(EvaluationServiceStub(channel)), folder)
+            trial = Trial(Callers(EvaluationServiceStub(channel), impatient_seconds), folder)
             reference = await client.wait_for_job((await client.submit(request_of(GOOD, folder))).job_id)
             run = await client.submit_suite("trial", pb.EvaluateRequest(model=GOOD.name, num_gpus=1))
             references = References(reference.job_id, (await client.wait_for_suite_run(run.suite_run_id)).suite_run_id)
@@ -268,8 +268,15 @@ def remove_all(server: ServerProcess) -> list[str]:
     return []
 
 
-def run_campaign(folder: Path, kinds: Sequence[Kind] = (), combined: int = 0, seed: int = 1) -> dict[str, object]:
-    """Run a campaign in a folder, with these kinds and some combinations, and return its counts and problems."""
+def run_campaign(
+    folder: Path,
+    kinds: Sequence[Kind] = (),
+    combined: int = 0,
+    seed: int = 1,
+    impatient_seconds: float = IMPATIENT_SECONDS,
+) -> dict[str, object]:
+    """Run a campaign in a folder, with these kinds and some combinations, and return its counts and problems. Callers wait so
+    long for what may take minutes."""
     kinds = [*(kinds or kinds_here()), *combinations(combined, seed)]
     mark = f"HOSTILE_MARK={uuid.uuid4()}"
     set_up(folder, [GOOD, WARM_UP, *kinds])
@@ -283,7 +290,7 @@ def run_campaign(folder: Path, kinds: Sequence[Kind] = (), combined: int = 0, se
         stack.callback(end_engines, folder / "data")
         stack.callback(server.clean_up)
         server.start()
-        trial = asyncio.run(run_trial(server, kinds))
+        trial = asyncio.run(run_trial(server, kinds, impatient_seconds))
         await_idle_engines(server)
         left = processes_with(mark.encode())
         problems = [*trial.problems, *remove_all(server)]

@@ -21,8 +21,10 @@ from evalrpc.v1.results_pb2 import ListMetricsRequest, MetricSelector
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
 from evalrpc.v1.suites_pb2 import SUITE_RUN_VIEW_DECISION, GetSuiteRunRequest, ListSuitesRequest, WatchSuiteRunRequest
 
-_IMPATIENT_SECONDS: Final = dict.fromkeys(("CompareJobs", "PlanComparison", "ListFlips", "GetSuiteRun"), 20.0)
+IMPATIENT_SECONDS: Final = 20.0
 """How long a caller waits where a call may take minutes: then it leaves, and the server must not go on for it."""
+
+_MAY_TAKE_MINUTES: Final = ("CompareJobs", "PlanComparison", "ListFlips", "GetSuiteRun")
 
 _PATIENT_SECONDS: Final = 3 * DEADLINE_SECONDS  # a log that is followed may have to wait for its job
 _ACC: Final = MetricSelector(metric="acc")
@@ -37,6 +39,7 @@ class Callers:
     """Makes the calls, all over one channel."""
 
     stub: EvaluationServiceStub
+    impatient_seconds: float = IMPATIENT_SECONDS
     problems: list[str] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
     """By call and status."""
@@ -84,12 +87,12 @@ class Callers:
 
     async def ask(self, name: str, call: str, request: Any) -> Any:
         """Make a call. Return its answer; None for an error, and for a stream, of which no more than its begin is read."""
-        timeout = _IMPATIENT_SECONDS.get(call, _PATIENT_SECONDS)
+        timeout = self.impatient_seconds if call in _MAY_TAKE_MINUTES else _PATIENT_SECONDS
         try:
             answer = await self._answer(getattr(self.stub, call)(request, timeout=timeout))
         except grpc.aio.AioRpcError as error:
             self.answers[f"{call} {error.code().name}"] += 1
-            has_left = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and call in _IMPATIENT_SECONDS
+            has_left = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and call in _MAY_TAKE_MINUTES
             if error.code() in REFUSED or not (has_left or has_reason(error)):
                 self.problems.append(f"{name}: {call} got {error.code().name}: {error.details()}")
             return None
