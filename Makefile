@@ -5,7 +5,7 @@ PYTHON ?=
 # More arguments for pytest, such as ARGS="-k watch", or for the benchmarks, such as ARGS="--scale small".
 ARGS ?=
 # Tests run in as many processes as there are processors, up to four. ARGS="-n 0" runs them in one, as a debugger needs.
-PYTEST = -m pytest -n auto --maxprocesses 4 --dist worksteal
+PYTEST = -m pytest -n auto --dist worksteal
 
 SERVER := .venv
 LMMS := .envs/lmms

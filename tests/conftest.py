@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="write the files in tests/cli/golden anew")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores, since tests also wait, and four at most, since real harnesses take memory."""
+    return min(len(os.sched_getaffinity(0)) + 1, 4)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let Ctrl-C reach what a test starts: a shell that runs the tests in the background has them ignore it. Without the slow
     tests, properties are checked with fewer examples."""

@@ -61,8 +61,7 @@ def run(python: Path, *arguments: object) -> str:
 
 
 def shard(python: Path, model: Path, checkpoint: Path, processes: int = 2, replicas: int = 1) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
-    run(python, *launcher, SHARD, model, checkpoint, replicas)
+    run(python, SHARD, model, checkpoint, processes, replicas)
 
 
 def require_merged(python: Path, model: Path, checkpoint: Path, output: Path) -> None:

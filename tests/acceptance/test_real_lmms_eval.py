@@ -129,20 +129,12 @@ def metrics_of(job: pb.JobInfo, task: str) -> dict[str, float]:
     return {m.metric: m.value for result in job.results.values() for m in result.metrics if m.task == task}
 
 
-@pytest.mark.parametrize(
-    ("model", "task", "message"),
-    [
-        pytest.param("no_such_model", "sums_a", "ValueError: there is no model 'no_such_model'", marks=pytest.mark.slow),
-        ("dummy", "no_such_task", "ValueError: Tasks not found: no_such_task"),
-        pytest.param("dummy", "sums_crash", "RuntimeError: the scorer gave up on document 0", marks=pytest.mark.slow),
-    ],
-)
-def test_a_failed_run_says_why_in_one_line(client: EvalClient, model: str, task: str, message: str) -> None:
-    job = client.evaluate(model, [task], num_gpus=0, limit=1)
+def test_a_failed_run_says_why_in_one_line(client: EvalClient) -> None:
+    job = client.evaluate("dummy", ["no_such_task"], num_gpus=0, limit=1)
     with pytest.raises(JobFailedError) as failure:
         client.wait_for_job(job.job_id)
     error = failure.value.job.error
-    assert error.message.startswith(message)
+    assert error.message.startswith("ValueError: Tasks not found: no_such_task")
     assert "\n" not in error.message
     assert error.reason == "HARNESS_FAILED"
     assert error.exit_code == 0, "lmms-eval says 0 here; if it does so no more, the facts have changed"

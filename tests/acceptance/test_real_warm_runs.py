@@ -26,6 +26,7 @@ from evalrpc.config import HarnessSettings
 from evalrpc.harnesses.base import Run
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.comparison_pb2 import TestMethod, Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -257,6 +258,8 @@ def test_lmms_eval_fails_alike(site: Site, score: str) -> None:
     assert job.status == pb.JOB_STATUS_FAILED
     if score in ("memory", "limit"):
         assert job.error.reason == "OUT_OF_MEMORY"
+    if score == "crash":
+        assert job.error.message.startswith("RuntimeError: the scorer gave up")
 
 
 def test_on_a_full_disk_it_fails_alike(site: Site) -> None:
@@ -291,20 +294,24 @@ def test_lm_eval_fails_alike_where_the_api_of_the_model_does(site: Site) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"),
+    ("name", "fields", "message"),
     [
-        ("lmms-eval", {"tasks": ["no_such_task"]}),
-        ("lmms-eval", {"limit": 1e-9}),
-        ("lm-eval", {"tasks": ["no_such_task"]}),
-        ("lm-eval", {"num_fewshot": 3}),
-        ("inspect-ai", {"tasks": ["sums_fail"]}),
-        ("inspect-ai", {"tasks": ["sums_interrupt"]}),
-        *((name, {"model": "no_such/model" if name == "inspect-ai" else "no_such_model"}) for name in MODELS),
+        ("lmms-eval", {"tasks": ["no_such_task"]}, "ValueError: Tasks not found: no_such_task"),
+        ("lmms-eval", {"limit": 1e-9}, ""),
+        ("lmms-eval", {"model": "no_such_model"}, "ValueError: there is no model 'no_such_model'"),
+        ("lm-eval", {"tasks": ["no_such_task"]}, "ValueError: Tasks not found: no_such_task"),
+        ("lm-eval", {"num_fewshot": 3}, ""),
+        ("lm-eval", {"model": "no_such_model"}, "ValueError: there is no model 'no_such_model'"),
+        ("inspect-ai", {"tasks": ["sums_fail"]}, ""),
+        ("inspect-ai", {"tasks": ["sums_interrupt"]}, ""),
+        ("inspect-ai", {"model": "no_such/model"}, ""),
     ],
     ids=str,
 )
-def test_every_harness_fails_alike(site: Site, name: str, fields: dict[str, Any]) -> None:
-    require_alike(site, name, **fields)
+def test_every_harness_fails_alike_and_says_why(site: Site, name: str, fields: dict[str, Any], message: str) -> None:
+    job = require_alike(site, name, **fields)
+    assert job.error.message.startswith(message)
+    assert "\n" not in job.error.message
 
 
 @pytest.mark.parametrize(
@@ -359,6 +366,17 @@ def test_four_at_once_are_warm_and_equal(site: Site, harness: str) -> None:
     ended = [site.client.wait_for_job(job.job_id) for job in jobs]
     assert all(job.attempts[-1].warm for job in ended)
     assert len({str(outcome(job)) for job in ended}) == 1
+
+
+def test_two_runs_are_compared_sample_by_sample(site: Site) -> None:
+    site.heat("lm-eval")
+    baseline, candidate = (site.run("lm-eval") for _ in range(2))
+    (metric,) = site.client.compare(baseline.job_id, candidate.job_id, tolerance=1.0).candidates[0].metrics
+    assert (metric.task, metric.metric, metric.method) == ("sums_choice", "acc", TestMethod.TEST_METHOD_MCNEMAR)
+    assert (metric.paired_sample_count, metric.unpaired_sample_count) == (5, 0)
+    values = [next(iter(job.results.values())).metrics[0].value for job in (baseline, candidate)]
+    assert metric.difference == pytest.approx(values[1] - values[0])
+    assert metric.verdict == Verdict.VERDICT_SAME, "no difference is larger than 1"
 
 
 def test_a_killed_parent_loses_no_run(site: Site) -> None:
