@@ -129,6 +129,7 @@ def test_every_view_shows_what_there_is_and_is_usable_by_all(tabs: Tabs) -> None
     for path, text in views.items():
         page.goto(tabs.url + path)
         page.get_by_text(text).first.wait_for()
+        assert page.evaluate("scrollY") == 0, path
         for width in (1280, 390):
             page.set_viewport_size({"width": width, "height": 800})
             assert not overflows(page), (path, width)

@@ -28,8 +28,10 @@ const LINKS = [["/", "Jobs"], ["/suites", "Suites"], ["/history", "History"], ["
 
 // Show another view of this page.
 export function go(url, isReplaced = false) {
+  const isAnother = new URL(url, location).pathname !== location.pathname;
   history[isReplaced ? "replaceState" : "pushState"](null, "", url);
   dispatchEvent(new PopStateEvent("popstate"));
+  if (isAnother) scrollTo(0, 0);
 }
 
 addEventListener("click", (event) => {
@@ -65,7 +67,7 @@ function App() {
   const [pattern, View, title] = ROUTES.find(([each]) => each.test(pathname)) || [null, NotFound, "Nothing here"];
   useEffect(() => {
     document.title = `${title} · evalrpc`;
-    document.querySelector("main")?.focus();
+    document.querySelector("main")?.focus({ preventScroll: true });
   }, [pathname]);
   const parts = pattern ? pathname.match(pattern).slice(1) : [];
   return html`
