@@ -16,8 +16,9 @@ _MAPPED: Final = "::ffff:"
 def close_connections(peers: Collection[str]) -> None:
     """Shut down the connections of these peers, as gRPC names them. Every call on them ends.
 
-    Peers of other kinds, such as Unix sockets, have no name of their own and are left alone. Blocks for as long as it takes to
-    look at every open file.
+    Peers of other kinds, such as Unix sockets, have no name of their own and are left alone: among them are those by which the
+    event loop and gRPC wake themselves. Nor has a call that has just ended a peer. Blocks for as long as it takes to look at
+    every open file.
     """
     wanted = {unquote(peer) for peer in peers}
     for descriptor in [int(path.name) for path in _DESCRIPTORS.iterdir()]:
@@ -34,9 +35,9 @@ def _close(descriptor: int, peers: Collection[str]) -> None:
             ours.shutdown(socket.SHUT_RDWR)
 
 
-def _peer_of(connection: socket.socket) -> str:
+def _peer_of(connection: socket.socket) -> str | None:
     if connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return ""
+        return None
     host, port = connection.getpeername()[:2]
     if connection.family == socket.AF_INET or host.startswith(_MAPPED):
         return f"ipv4:{host.removeprefix(_MAPPED)}:{port}"
