@@ -111,6 +111,7 @@ class Trial:
     def note(self, target: Target, status: str, problem: str) -> None:
         self.statuses[target.name][status] += 1
         if problem and len(self.problems) < MAX_PROBLEMS:
+            print(problem, file=sys.stderr)  # at once, for whoever ends a long campaign early
             self.problems.append(problem)
 
 
