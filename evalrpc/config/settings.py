@@ -93,6 +93,10 @@ _STORE_RULE: Final = Rule(
     lambda store: not store or store.startswith(("postgresql://", "postgres://")),
     "postgresql://...",
 )
+_HOST_NAME: Final = Rule(
+    "be a name of letters, digits, `.`, `_` and `-`, that begins with a letter or digit, and not `local`",
+    lambda name: not name or (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", name) is not None and name != "local"),
+)
 _FINITE: Final = Rule("be finite and not negative", lambda number: 0 <= number < float("inf"))
 _PLAIN_PATH: Final = Rule(
     "have no comma or quote, which lmms-eval would misread", lambda path: not set(",'\"") & set(str(path))
@@ -330,6 +334,7 @@ class Settings:
         STRING,
         "With `store`: by what name other servers know this machine, to which its runs belong. Each has one of its own, "
         "and it must not change while jobs run.",
+        rule=_HOST_NAME,
         default_text="the machine's host name",
     )
     lease_seconds: float = setting(

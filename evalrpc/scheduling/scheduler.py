@@ -13,7 +13,7 @@ tried again.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Final
@@ -21,6 +21,7 @@ from typing import Final
 from evalrpc.errors import EvalrpcError, StoreUnavailableError
 from evalrpc.executors.base import Resources
 from evalrpc.jobs import transitions
+from evalrpc.jobs.defaults import executor_of
 from evalrpc.jobs.served_models import needs_of
 from evalrpc.scheduling.duty import node_of
 from evalrpc.scheduling.placement import Choice, Eviction, Preemption, QueuedJob, resources_of
@@ -57,13 +58,15 @@ class Scheduler:
         self._lacks_threads = False
         self._dirty = True
         self._draining = False
+        self.may_have_leftovers = True
+        """Whether it is not known yet what processes are left of runs that have ended."""
         self._dispatcher = threading.Thread(target=self._dispatch, name="dispatcher", daemon=True)
 
     def start(self) -> None:
         """Take up the runs that an earlier server left, then start what is queued, if this server places jobs."""
         queue_state = self._dependencies.queue_state
         self._to_resume = [job for job in queue_state.own_running_jobs() if self._duty.sees_to(job)]
-        self._quarantine_leftovers({job.job_id for job in queue_state.running_jobs()})
+        self.look_for_leftovers()
         self._dependencies.serving.restore(self._to_resume)
         self._dependencies.preparing.restore(self._to_resume)  # all, before one of them begins to prepare what another does
         with self._condition:
@@ -77,6 +80,7 @@ class Scheduler:
         self._dependencies.preparing.keep(job for job in running if job.job_id not in self._ours)
         with self._condition:
             self._note_ours(running)
+        self.may_have_leftovers = True  # on clusters, which are this server's from now on
         self.nodes_changed()
 
     def nodes_changed(self) -> None:
@@ -189,21 +193,28 @@ class Scheduler:
             self._dirty = True
             self._condition.notify_all()
 
-    def _quarantine_leftovers(self, running: Set[str]) -> None:
+    def look_for_leftovers(self) -> None:
         """Quarantine the devices of runs that have ended while processes of theirs are left, which an earlier server could not
-        end."""
+        end; or that Slurm takes for running. They are ended then. May be called again, on any thread."""
         store = self._dependencies.store
         try:
-            left = self._dependencies.executor.jobs_with_processes() - running
+            found = self._dependencies.executor.jobs_with_processes()
         except OSError as error:
             _log.warning("can't look for processes that earlier runs have left: %s", error)
             return
+        self.may_have_leftovers = False
+        # Only now, so that no run has begun between.
+        left = found - {job.job_id for job in self._dependencies.queue_state.running_jobs()}
+        has_begun = self._dispatcher.is_alive()  # so that a job may get another attempt on this machine meanwhile
         for job_id in store.known_jobs(sorted(left)):
             job = store.job(job_id).parse()
+            if has_begun and not executor_of(job.request):
+                continue
             attempt = self._latest_here(job)
             if attempt is not None and self._dependencies.queue_state.owns(job):
                 _log.warning("processes are left of a run that has ended", extra={"job_id": job_id})
                 self._dependencies.quarantine_attempt(job, attempt, "processes of it are left")
+        self.choose_anew()
 
     def _latest_here(self, job: JobInfo) -> JobAttempt | None:
         """Return the latest attempt of a job that this server would have started."""

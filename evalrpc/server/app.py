@@ -61,7 +61,7 @@ from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.serving import Serving
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.secrets.registry import Secrets
-from evalrpc.server import health, reflection
+from evalrpc.server import health, hosts, reflection
 from evalrpc.server.admission import Admission
 from evalrpc.server.announcement import announce
 from evalrpc.server.audit import Audit
@@ -319,6 +319,7 @@ class Server:
     async def start(self) -> None:
         """Bind the ports, take over what an earlier server left, and serve. Raises ConfigurationError if one is taken, or the
         executor of a run is not configured any more."""
+        await asyncio.get_running_loop().run_in_executor(self._pools.waiters, self._running.require_own_name)
         require_executors((listed.job for listed in self._store.running_jobs()), self._settings.executors)
         for listener in self._all_listeners:
             listener.bind()
@@ -378,8 +379,8 @@ class Server:
     @property
     def what_is_broken(self) -> str:
         """Why it stopped by itself, once `wait_broken` has returned."""
-        if self._running.has_lost_lease:
-            return "another server has taken over from this one, which could not keep its lease"
+        if self._running.lost:
+            return self._running.lost
         return "a bug has stopped it; its log has the traceback"
 
     async def wait_broken(self) -> None:
@@ -407,14 +408,19 @@ class Server:
     def _host_executor(self, local: Executor, store: "PostgresStore", device_count: int) -> HostExecutor:
         """Return the executor of this machine, one of several."""
         name, slots = host_name(self._settings), placement.slots(device_count, self._settings.max_running)
+        if name in (*self._settings.executors, placement.ALONE):
+            raise ConfigurationError(f"setting host_name: {name!r} is the name of an executor: give this machine another one")
         others = OtherNodes(lambda: store.hosts.hosts, name)
         return HostExecutor(local, name, others, store.is_trusted, slots.total, slots.without_gpus)
 
     def _sharing(self, store: "PostgresStore", executor: HostExecutor, queue_state: QueueState) -> Sharing:
         """Return how this server takes part where there are several."""
         held = lambda: {device for each in self._engines.holdings() for device in each.devices}  # noqa: E731 - it is short
-        describe = NodeDescription(lambda: executor.own_node, held, lambda: queue_state.draining)
-        return Sharing(store, host_name(self._settings), describe, self._settings.lease_seconds)
+        machine = hosts.machine_id()
+        describe = NodeDescription(machine, lambda: executor.own_node, held, lambda: queue_state.draining)
+        return Sharing(
+            store, host_name(self._settings), describe, partial(hosts.is_elsewhere, machine), self._settings.lease_seconds
+        )
 
     def _may_get_served_jobs(self) -> bool:
         """Return whether jobs may come to the engines of this machine: they do to those of the scheduler's."""

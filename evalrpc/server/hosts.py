@@ -1,14 +1,17 @@
 """How the servers that share a store say to each other what their machines have."""
 
 import json
+import os
 import socket
 from collections.abc import Callable, Sequence, Set
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.config import Settings
 from evalrpc.executors.base import Device, Node
 from evalrpc.store.base import HostState
 
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _OUT_OF_REACH: Final = "the host is out of reach"
 
 
@@ -17,11 +20,25 @@ def host_name(settings: Settings) -> str:
     return settings.host_name or socket.gethostname()
 
 
-class NodeDescription:
-    """The text by which a machine is described. `own_node` returns what it has, `held` which devices its engines have, which no
-    other server knows of; `is_draining` whether it is to get no more runs."""
+def machine_id() -> str:
+    """Return what no other machine has: where processes of the same ids are the same, until it is started again."""
+    namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - no file
+    return f"{_BOOT_ID.read_text().strip()}:{namespace}"
 
-    def __init__(self, own_node: Callable[[], Node], held: Callable[[], Set[str]], is_draining: Callable[[], bool]) -> None:
+
+def is_elsewhere(machine: str, description: str) -> bool:
+    """Return whether a description is of another machine than the one with this id."""
+    return json.loads(description or "{}").get("machine", "") not in ("", machine)
+
+
+class NodeDescription:
+    """The text by which a machine with this id is described. `own_node` returns what it has, `held` which devices its engines
+    have, which no other server knows of; `is_draining` whether it is to get no more runs."""
+
+    def __init__(
+        self, machine: str, own_node: Callable[[], Node], held: Callable[[], Set[str]], is_draining: Callable[[], bool]
+    ) -> None:
+        self._machine = machine
         self._own_node = own_node
         self._held = held
         self._is_draining = is_draining
@@ -37,7 +54,8 @@ class NodeDescription:
                 for each in node.devices
             ]
             runs = (0, 0) if is_draining else (node.max_runs, node.max_runs_without_gpus)
-            self._known = state, json.dumps({"devices": devices, "max_runs": runs[0], "max_runs_without_gpus": runs[1]})
+            described = {"devices": devices, "max_runs": runs[0], "max_runs_without_gpus": runs[1], "machine": self._machine}
+            self._known = state, json.dumps(described)
         return self._known[1]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from evalrpc.store.postgres.store import PostgresStore
 
 _RETRY_SECONDS = 0.5
+_LOOK_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +47,13 @@ class Running:
         self._has_ceased = False
         self._stopping = threading.Event()
         self._decided = threading.Event()
-        self.has_lost_lease = False
-        """Whether it ran jobs and may do so no more: it has let go of its runs, and the server should stop."""
+        self.lost = ""
+        """Why it may run no jobs any more: it has let go of its runs, and the server should stop."""
+
+    def require_own_name(self) -> None:
+        """Wait until no other machine has the name of this one. Blocks. Raises ConfigurationError if one keeps it."""
+        if self._sharing is not None:
+            self._sharing.require_own_name(self._stopping.wait)
 
     def begin(self) -> None:
         """Run jobs, at once or when it is this server's turn. Raises what `Executor.prepare` raises."""
@@ -55,6 +61,8 @@ class Running:
         if self._sharing is None:
             self._run_jobs()
             self._loop.call_soon_threadsafe(self._begin_housekeeping)
+            if self._scheduler.may_have_leftovers:
+                self._begin_thread(self._look_for_leftovers)
         else:
             self._sharing.take_part(self._take_over_host, self._take_over_scheduling, self._let_go)
 
@@ -114,6 +122,13 @@ class Running:
             self._duty.places_jobs = True
             self._scheduler.begin_placing()
             self._loop.call_soon_threadsafe(self._begin_housekeeping)
+            self._look_for_leftovers()
+
+    def _look_for_leftovers(self) -> None:
+        """Do so until it is known what is left: Slurm may not answer."""
+        while self._scheduler.may_have_leftovers and not self._stopping.is_set():
+            self._scheduler.look_for_leftovers()
+            self._stopping.wait(_LOOK_SECONDS if self._scheduler.may_have_leftovers else 0)
 
     def _catch_up(self) -> bool:
         """Wait until this server knows what those before it have committed. Return False if it stops first."""
@@ -131,8 +146,8 @@ class Running:
         if not self._has_ceased:
             self._housekeeping = self._loop.create_task(self._keep_house())
 
-    def _let_go(self) -> None:
-        self.has_lost_lease = True
+    def _let_go(self, reason: str) -> None:
+        self.lost = reason
         self._stopping.set()
         self._decided.set()
         self._scheduler.let_go()
@@ -141,14 +156,28 @@ class Running:
 class Sharing:
     """A store of several servers, with what this one says of its machine."""
 
-    def __init__(self, store: "PostgresStore", host: str, describe: Callable[[], str], lease_seconds: float) -> None:
+    def __init__(
+        self,
+        store: "PostgresStore",
+        host: str,
+        describe: Callable[[], str],
+        is_elsewhere: Callable[[str], bool],
+        lease_seconds: float,
+    ) -> None:
         self.store = store
         self.host = host
         self._describe = describe
+        self._is_elsewhere = is_elsewhere
         self._lease_seconds = lease_seconds
 
-    def take_part(self, on_host: Callable[[], None], on_scheduler: Callable[[], None], on_lost: Callable[[], None]) -> None:
+    def require_own_name(self, wait: Callable[[float], bool]) -> None:
+        """Wait until no other machine has the name of this one; or until `wait`, for so many seconds, returns True. Raises
+        ConfigurationError."""
+        self.store.require_own_name(self.host, self._is_elsewhere, self._lease_seconds, wait)
+
+    def take_part(self, on_host: Callable[[], None], on_scheduler: Callable[[], None], on_lost: Callable[[str], None]) -> None:
         """Try to get the leases."""
         from evalrpc.store.postgres.lease import Part
 
-        self.store.take_part(Part(self.host, self._describe, on_host, on_scheduler, on_lost), self._lease_seconds)
+        part = Part(self.host, self._describe, on_host, on_scheduler, on_lost, self._is_elsewhere)
+        self.store.take_part(part, self._lease_seconds)

@@ -3,8 +3,9 @@
     make campaign HOST_FAULTS=100 SEED=1
 
 Clients submit and cancel at all servers, and a watcher at each sees all jobs. Meanwhile a server is killed, or stands still for
-longer than its lease and goes on, or is cut off from the database; the database is killed; connections that listen are cut; the
-answers to commits are lost. A server that has ended by itself, since it lost its lease, is started again.
+longer than its lease and goes on, or is cut off from the database; a host is lost with all its runs, and given up (`evalrpc
+node lost`); the database is killed; connections that listen are cut; the answers to commits are lost. A server that has ended
+by itself, since it lost its lease, is started again.
 
 At the end every acknowledged job has exactly one outcome, every attempt ran at most once, and exactly once if it produced a
 result, no GPU was held twice at a time, no process is left, and each watcher has seen every revision once, in order.
@@ -18,28 +19,45 @@ import signal
 import sys
 import tempfile
 import threading
-import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from campaigns.kills import KINDS, PROGRAM, Trial, check, outcome, read_starts, request_of, until_served, watch_everything
+import psycopg
+from campaigns.kills import (
+    PROGRAM,
+    Trial,
+    check,
+    final_jobs,
+    outcome,
+    read_starts,
+    request_of,
+    submit_and_cancel,
+    until_served,
+    watch_everything,
+)
 from database_proxy import DatabaseProxy
 from postgres_cluster import Cluster, start_cluster
+from processes_of_tests import kill_all
+from server_group import ServerGroup
 from server_process import ServerProcess
 from waiting import eventually
 
 from evalrpc.client import AsyncEvalClient
-from evalrpc.errors import PreconditionError
+from evalrpc.errors import ConfigurationError
+from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.store.postgres.hosts import give_up_host
 from evalrpc.v1 import jobs_pb2 as pb
 
 HOSTS = ("alpha", "beta", "gamma")
 LEASE_SECONDS = 2.0
-FAULTS = ("kill", "stop", "cut off", "database", "listening", "answers")
+FAULTS = ("kill", "stop", "cut off", "lost", "database", "listening", "answers")
+GPU_COUNTS = (0, 1)
+
+_SHOWN_LINES = 40
 
 CONFIG = """
 gpus = "1"
@@ -57,57 +75,57 @@ class Site:
     """The servers with their hosts, and what lies between them and the database."""
 
     cluster: Cluster
-    proxies: dict[str, DatabaseProxy] = field(default_factory=dict)
-    servers: dict[str, ServerProcess] = field(default_factory=dict)
-    restarts: int = 0
-    """How often a server was started again that had ended by itself."""
-    is_over: threading.Event = field(default_factory=threading.Event)
+    servers: ServerGroup
+    proxies: Mapping[str, DatabaseProxy]
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     """Does the faults. The database ends with the thread that has started it, so that stays until the end."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held while a server is started, or ended by a fault."""
-
-    def keep_running(self) -> None:
-        """Start servers again that have ended by themselves, as systemd does. Runs on a thread."""
-        while not self.is_over.wait(0.1):
-            for server in self.servers.values():
-                with self.lock:
-                    if server.has_ended:
-                        self.restarts += 1
-                        start(server)
 
 
-def start(server: ServerProcess) -> None:
-    """Start a server, again where the database is not there."""
+def give_up(site: Site, host: str) -> None:
+    """Give up a host whose server is gone, once nothing runs there any more, as an operator does. It may have given its lease
+    back, or never had one."""
 
-    def is_started() -> bool:
+    def is_lost() -> bool:
+        kill_all(lambda: [pid for job_id in jobs_on(site, host) for pid in processes_of(site.servers.any, job_id)])
         try:
-            server.start()
-        except AssertionError:
-            return False
+            give_up_host(site.cluster.conninfo(), host)
+        except ConfigurationError as refusal:
+            return "there is no host" in str(refusal)
         return True
 
-    eventually(is_started, "for the server to start")
+    eventually(is_lost, f"for the lease of {host} to expire")
+
+
+def jobs_on(site: Site, host: str) -> list[str]:
+    """Return the jobs that run on a host, by the database."""
+    with psycopg.connect(site.cluster.conninfo(), autocommit=True) as connection:
+        rows = connection.execute("SELECT job FROM jobs WHERE status = %s", (pb.JOB_STATUS_RUNNING,)).fetchall()
+    return [job.job_id for job in (pb.JobInfo.FromString(row) for (row,) in rows) if job.attempts[-1].node == host]
+
+
+def processes_of(server: ServerProcess, job_id: str) -> list[int]:
+    return [*server.shims_of(job_id), *processes_of_job(job_id)]
 
 
 def do_fault(site: Site, kind: str, host: str, dice: random.Random) -> None:
     """Do one fault, and undo it."""
-    server, proxy = site.servers[host], site.proxies[host]
-    beyond_lease = threading.Event()
+    proxy, beyond_lease = site.proxies[host], threading.Event()
     match kind:
         case "kill":
-            with site.lock:
-                server.kill()
-                start(server)
+            with site.servers.down(host):
+                pass
         case "stop":
-            with site.lock:
+            with site.servers.kept_as_it_is(host) as server:
                 server.send(signal.SIGSTOP)
-            beyond_lease.wait(LEASE_SECONDS * dice.choice((0.5, 1.5)))
-            server.send(signal.SIGCONT)
+                beyond_lease.wait(LEASE_SECONDS * dice.choice((0.5, 1.5)))
+                server.send(signal.SIGCONT)
         case "cut off":
             proxy.cut()
             beyond_lease.wait(LEASE_SECONDS * dice.choice((0.1, 1.5)))
             proxy.mend()
+        case "lost":
+            with site.servers.down(host):
+                give_up(site, host)
         case "database":
             site.cluster.kill()
             site.cluster.start()
@@ -118,39 +136,13 @@ def do_fault(site: Site, kind: str, host: str, dice: random.Random) -> None:
             proxy.lose_answers(3)
 
 
-async def submit_and_cancel(clients: Sequence[AsyncEvalClient], trial: Trial, dice: random.Random, count: int) -> None:
-    for _ in range(count):
-        client = dice.choice(clients)
-        request, request_id = request_of(dice.choice(KINDS), dice.choice((0, 1))), str(uuid.UUID(int=dice.getrandbits(128)))
-        options = {"max_attempts": dice.choice((1, 3)), "priority": dice.choice((0, 0, 5))}
-
-        async def submit(
-            client: AsyncEvalClient = client,
-            request: pb.EvaluateRequest = request,
-            request_id: str = request_id,
-            options: dict[str, int] = options,
-        ) -> pb.JobInfo:
-            return await client.submit(request, request_id=request_id, **options)
-
-        trial.acknowledged[(await until_served(submit)).job_id] = ""
-        open_jobs = sorted(trial.acknowledged.keys() - trial.ended)
-        if open_jobs and dice.random() < 0.2:
-            victim = dice.choice(open_jobs)
-            with suppress(PreconditionError):  # it ended first
-                await until_served(lambda victim=victim, client=client: client.cancel_job(victim, "the dice said so"))
-                trial.cancelled.add(victim)
-    async with trial.news:
-        trial.news.notify_all()
-
-
 async def run_trial(site: Site, faults: Sequence[str], jobs_per_fault: int, seed: int) -> tuple[Trial, list[Trial]]:
     """Submit, cancel, watch and do the faults until every job has ended. Return what each watcher has seen, the first as the
     trial."""
     dice = random.Random(seed)
     async with AsyncExitStack() as stack:
-        addresses = [server.address for server in site.servers.values()]
-        everywhere = f"ipv4:{','.join(addresses)}"
-        clients = [await stack.enter_async_context(AsyncEvalClient(address)) for address in (*addresses, everywhere)]
+        addresses = (*site.servers.addresses, site.servers.address)
+        clients = [await stack.enter_async_context(AsyncEvalClient(address)) for address in addresses]
         first = await until_served(lambda: clients[0].submit(request_of("quick")))
         trials = [Trial() for _ in clients]
         trial = trials[0]
@@ -160,7 +152,7 @@ async def run_trial(site: Site, faults: Sequence[str], jobs_per_fault: int, seed
             for client, each in zip(clients, trials, strict=True)
         ]
         for kind in faults:
-            load = asyncio.create_task(submit_and_cancel(clients, trial, dice, jobs_per_fault))
+            load = asyncio.create_task(submit_and_cancel({"": clients}, trial, dice, jobs_per_fault, GPU_COUNTS))
             seen = len(trial.changes) + dice.randrange(2 * jobs_per_fault)
             await trial.wait_until(lambda seen=seen, load=load: len(trial.changes) >= seen or load.done())
             trial.kills[kind] += 1
@@ -179,39 +171,28 @@ def run_campaign(folder: Path, faults: Sequence[str], jobs_per_fault: int, seed:
     (folder / "program.py").write_text(PROGRAM)
     (folder / "starts").touch()
     (folder / "data").mkdir(mode=0o700)
-    site = Site(start_cluster())
-    config = CONFIG.format(lease=LEASE_SECONDS, python=sys.executable)
-    for host in HOSTS:
-        proxy = site.proxies[host] = DatabaseProxy(site.cluster.folder / ".s.PGSQL.5432")
-        store = f"postgresql://evalrpc@127.0.0.1:{proxy.port}/postgres?sslmode=disable&gssencmode=disable"
-        flags = "--host-name", host, "--store", store
-        site.servers[host] = ServerProcess(folder / "data", config, *flags, name=host)
-    keeper = threading.Thread(target=site.keep_running, daemon=True)
+    cluster = start_cluster()
+    proxies = {host: DatabaseProxy(cluster.folder / ".s.PGSQL.5432") for host in HOSTS}
+    site = Site(cluster, ServerGroup({host: server_of(folder, host, proxy) for host, proxy in proxies.items()}), proxies)
     try:
-        for server in site.servers.values():
-            start(server)
-        keeper.start()
+        site.servers.start()
         trial, watched = asyncio.run(run_trial(site, faults, jobs_per_fault, seed))
-        jobs = asyncio.run(final_jobs(site.servers[HOSTS[-1]].address, list(trial.acknowledged)))
+        jobs = asyncio.run(final_jobs(site.servers.address, "", list(trial.acknowledged)))
         starts = read_starts(folder)
-        eventually(lambda: not site.servers[HOSTS[0]].processes_of_jobs(), "for no process to be left")
+        eventually(lambda: not site.servers.any.processes_of_jobs(), "for no process to be left")
         problems = [problem for each in watched for problem in check(_with_jobs(each, trial), starts, jobs, 1)]
-        logs = "".join(server.log_path.read_text() for server in site.servers.values())
-        problems += ["a traceback is in a log"] if "Traceback" in logs else []
+        logs = site.servers.logs
+        problems += tracebacks_in(logs)
     finally:
-        site.is_over.set()
-        if keeper.is_alive():
-            keeper.join()
-        for server in site.servers.values():
-            server.clean_up()
-        for proxy in site.proxies.values():
+        site.servers.close()
+        for proxy in proxies.values():
             proxy.close()
         site.cluster.close()
         site.worker.shutdown()
     return {
         "faults": dict(trial.kills),
-        "answers lost": sum(proxy.lost_answers for proxy in site.proxies.values()),
-        "servers that gave up": site.restarts,
+        "answers lost": sum(proxy.lost_answers for proxy in proxies.values()),
+        "servers that gave up": site.servers.restarts,
         "writes refused by a fence": logs.count("another server sees to this job now"),
         "schedulers": logs.count("this server is the scheduler from now on"),
         "jobs": len(jobs),
@@ -224,14 +205,21 @@ def run_campaign(folder: Path, faults: Sequence[str], jobs_per_fault: int, seed:
     }
 
 
+def server_of(folder: Path, host: str, proxy: DatabaseProxy) -> ServerProcess:
+    store = f"postgresql://evalrpc@127.0.0.1:{proxy.port}/postgres?sslmode=disable&gssencmode=disable"
+    config = CONFIG.format(lease=LEASE_SECONDS, python=sys.executable)
+    return ServerProcess(folder / "data", config, "--host-name", host, "--store", store, name=host)
+
+
+def tracebacks_in(logs: str) -> list[str]:
+    """Return the beginnings of the tracebacks in the servers' logs, each with the line before it."""
+    lines = logs.splitlines()
+    return ["\n".join(lines[max(0, at - 1) : at + _SHOWN_LINES]) for at, line in enumerate(lines) if "Traceback" in line]
+
+
 def _with_jobs(watched: Trial, trial: Trial) -> Trial:
     watched.acknowledged = trial.acknowledged
     return watched
-
-
-async def final_jobs(address: str, job_ids: Sequence[str]) -> dict[str, pb.JobInfo]:
-    async with AsyncEvalClient(address) as client:
-        return {job_id: await until_served(partial(client.get_job, job_id)) for job_id in job_ids}
 
 
 def faults_of(count: int, seed: int) -> list[str]:

@@ -18,7 +18,7 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -105,11 +105,12 @@ async def run_trial(server: ServerProcess, tokens: Mapping[str, str], kills: int
             owner: await stack.enter_async_context(AsyncEvalClient(server.address, token=token))
             for owner, token in tokens.items()
         }
+        of_owner = {owner: [client] for owner, client in clients.items()}
         first = await clients[OWNERS[0]].submit(request_of("quick"))
         trial.acknowledged[first.job_id] = OWNERS[0]
         watcher = asyncio.create_task(watch_everything(clients[OPERATOR], trial, first.revision))
         for _ in range(kills):
-            load = asyncio.create_task(submit_and_cancel(clients, trial, dice, jobs_per_kill))
+            load = asyncio.create_task(submit_and_cancel(of_owner, trial, dice, jobs_per_kill))
             seen = len(trial.changes) + dice.randrange(2 * jobs_per_kill)
             await trial.wait_until(lambda seen=seen, load=load: len(trial.changes) >= seen or load.done())
             await asyncio.to_thread(kill_something, server, trial, dice)
@@ -120,25 +121,32 @@ async def run_trial(server: ServerProcess, tokens: Mapping[str, str], kills: int
     return trial
 
 
-async def submit_and_cancel(clients: Mapping[str, AsyncEvalClient], trial: Trial, dice: random.Random, count: int) -> None:
+async def submit_and_cancel(
+    clients: Mapping[str, Sequence[AsyncEvalClient]],
+    trial: Trial,
+    dice: random.Random,
+    count: int,
+    gpu_counts: Sequence[int] = (0, 1, 1, 2),
+) -> None:
+    """Submit so many jobs, and cancel some. `clients`: those of each owner, who may cancel a job of theirs, and those of the
+    operator, if there is one, who may cancel any."""
+    owners = sorted(clients.keys() - {OPERATOR})
     for _ in range(count):
-        owner = dice.choice(OWNERS)
+        owner = dice.choice(owners)
         request, request_id = (
-            request_of(dice.choice(KINDS), dice.choice((0, 1, 1, 2))),
+            request_of(dice.choice(KINDS), dice.choice(gpu_counts)),
             str(uuid.UUID(int=dice.getrandbits(128))),
         )
         options = {"max_attempts": dice.choice((1, 3)), "priority": dice.choice((0, 0, 5)), "preemptible": dice.random() < 0.5}
-        submit = partial(clients[owner].submit, request, request_id=request_id, **options)
+        submit = partial(dice.choice(clients[owner]).submit, request, request_id=request_id, **options)
         trial.acknowledged[(await until_served(submit)).job_id] = owner
         open_jobs = sorted(trial.acknowledged.keys() - trial.ended)
         if open_jobs and dice.random() < 0.2:
             victim = dice.choice(open_jobs)
-            canceller = clients[dice.choice((OPERATOR, trial.acknowledged[victim]))]
-            try:
-                await until_served(partial(canceller.cancel_job, victim, "the dice said so"))
+            cancellers = [*clients[trial.acknowledged[victim]], *clients.get(OPERATOR, ())]
+            with suppress(PreconditionError):  # it ended first
+                await until_served(partial(dice.choice(cancellers).cancel_job, victim, "the dice said so"))
                 trial.cancelled.add(victim)
-            except PreconditionError:
-                pass  # it ended first
     async with trial.news:
         trial.news.notify_all()
 
@@ -266,7 +274,7 @@ def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int, *, acc
 
 async def final_jobs(address: str, token: str, job_ids: Sequence[str]) -> dict[str, pb.JobInfo]:
     async with AsyncEvalClient(address, token=token) as client:
-        return {job_id: await client.get_job(job_id) for job_id in job_ids}
+        return {job_id: await until_served(partial(client.get_job, job_id)) for job_id in job_ids}
 
 
 def outcome(job: pb.JobInfo) -> str:

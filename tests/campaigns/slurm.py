@@ -1,11 +1,12 @@
-"""Kill or stop parts of Slurm and the server, at random under load; then check.
+"""Kill or stop parts of Slurm and servers, at random under load; then check.
 
     make campaign SLURM_FAULTS=100 SEED=1
 
-Three owners, who have signed in, submit and cancel jobs that run on a real cluster of one machine; two watchers follow all of
-them. A node that Slurm takes out of service is brought back, as an operator would. At the end every acknowledged job has one
-outcome, no attempt ran twice, both watchers have seen every revision once, in order, and neither a process nor a job of Slurm
-is left.
+Two servers share a PostgreSQL database, and the one that is the scheduler hands the runs over: it is killed or stopped, and
+comes back at once, or only when the other one has taken its runs over. Three owners, who have signed in, submit and cancel
+jobs that run on a real cluster of one machine; two watchers follow all of them. A node that Slurm takes out of service is
+brought back, as an operator would. At the end every acknowledged job has one outcome, no attempt ran twice, both watchers have
+seen every revision once, in order, and neither a process nor a job of Slurm is left.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from unittest.mock import patch
 
 from callers import add_token
 from campaigns import kills
+from postgres_cluster import start_cluster
+from server_group import ServerGroup, scheduler_of
 from server_process import ServerProcess
 from slurm_cluster import SlurmCluster, is_runnable
 from waiting import eventually
@@ -34,6 +37,8 @@ from evalrpc.v1 import jobs_pb2 as pb
 
 CONFIG = """
 default_executor = "cluster"
+store = "{store}"
+lease_seconds = {lease_seconds}
 {trial}
 [executors.cluster]
 kind = "slurm"
@@ -46,17 +51,23 @@ start_seconds = 10
 """
 
 PARTS = ("slurmctld", "slurmd", "slurmstepd", "server")
-FAULTS = tuple(f"{part} {how}" for how in ("killed", "stopped") for part in PARTS)
+FAULTS = (*(f"{part} {how}" for how in ("killed", "stopped") for part in PARTS), "server replaced")
+
+HOSTS = ("alpha", "beta")
+LEASE_SECONDS = 2.0
 
 _LEAST_OUTAGE_SECONDS = 0.1
 
 
 class Campaign:
-    """A server that hands its runs over to a cluster, and what is done to both."""
+    """Servers that hand their runs over to a cluster, and what is done to both. `conninfo`: of their database."""
 
-    def __init__(self, server: ServerProcess, cluster: SlurmCluster, dice: random.Random, max_outage_seconds: float) -> None:
-        self.server = server
+    def __init__(
+        self, servers: ServerGroup, conninfo: str, cluster: SlurmCluster, dice: random.Random, max_outage_seconds: float
+    ) -> None:
+        self.servers = servers
         self.cluster = cluster
+        self._conninfo = conninfo
         self.trial = kills.Trial()
         self.second = kills.Trial()
         self._dice = dice
@@ -67,9 +78,10 @@ class Campaign:
         trial, dice = self.trial, self._dice
         async with AsyncExitStack() as stack:
             clients = {
-                owner: await stack.enter_async_context(AsyncEvalClient(self.server.address, token=token))
+                owner: await stack.enter_async_context(AsyncEvalClient(self.servers.address, token=token))
                 for owner, token in tokens.items()
             }
+            of_owner = {owner: [client] for owner, client in clients.items()}
             first = await clients[kills.OWNERS[0]].submit(kills.request_of("quick"))
             trial.acknowledged[first.job_id] = kills.OWNERS[0]
             watchers = [
@@ -77,7 +89,7 @@ class Campaign:
                 for each in (trial, self.second)
             ]
             for faults in rounds:
-                load = asyncio.create_task(kills.submit_and_cancel(clients, trial, dice, jobs_per_round))
+                load = asyncio.create_task(kills.submit_and_cancel(of_owner, trial, dice, jobs_per_round))
                 seen = len(trial.changes) + dice.randrange(2 * jobs_per_round)
                 await trial.wait_until(lambda seen=seen, load=load: len(trial.changes) >= seen or load.done())
                 await asyncio.gather(*(asyncio.to_thread(self.do, fault) for fault in faults))
@@ -107,11 +119,14 @@ class Campaign:
                 time.sleep(outage_seconds)
 
     def _take_down_server(self, how: str, outage_seconds: float) -> None:
-        if how == "killed":
-            self.server.kill()
-            self.server.start()
-        else:
-            _stop([self.server.pid], outage_seconds)
+        host = eventually(lambda: scheduler_of(self._conninfo), "for a scheduler")
+        if how == "stopped":
+            with self.servers.kept_as_it_is(host) as server:
+                _stop([server.pid], outage_seconds)
+            return
+        with self.servers.down(host):
+            if how == "replaced":
+                eventually(lambda: scheduler_of(self._conninfo) not in ("", host), "for the other server to take over")
 
     def _take_down_stepd(self, how: str, outage_seconds: float) -> None:
         """Take down the slurmstepd of one run, as soon as there is one."""
@@ -126,7 +141,7 @@ class Campaign:
 
     def _stepds(self) -> list[int]:
         open_jobs = sorted(self.trial.acknowledged.keys() - self.trial.ended)
-        parents = [parent_of(pid) for job_id in open_jobs for pid in self.server.shims_of(job_id)]
+        parents = [parent_of(pid) for job_id in open_jobs for pid in self.servers.any.shims_of(job_id)]
         return [pid for pid in parents if pid > 1]
 
     def _is_idle(self) -> bool:
@@ -171,6 +186,12 @@ def choose(count: int, together: int, dice: random.Random) -> list[list[str]]:
     return rounds
 
 
+def server_of(folder: Path, store: str, host: str) -> ServerProcess:
+    trial = kills.CONFIG.format(uids="", python=sys.executable)
+    config = CONFIG.format(trial=trial, python=sys.executable, store=store, lease_seconds=LEASE_SECONDS)
+    return ServerProcess(folder / "data", config, "--host-name", host, name=host)
+
+
 def run_campaign(
     folder: Path,
     cluster: SlurmCluster,
@@ -185,36 +206,40 @@ def run_campaign(
     dice = random.Random(seed)
     (folder / "program.py").write_text(kills.PROGRAM)
     (folder / "starts").touch()
-    with patch.dict(os.environ, cluster.environment), cluster.operated():
-        trial_config = kills.CONFIG.format(uids="", python=sys.executable)
-        server = ServerProcess(folder / "data", CONFIG.format(trial=trial_config, python=sys.executable))
-        server.data_dir.mkdir(mode=0o700)
-        tokens = {owner: add_token(server.data_dir, owner) for owner in kills.OWNERS}
-        tokens[kills.OPERATOR] = add_token(server.data_dir, kills.OPERATOR, "operator")
-        server.start()
-        campaign = Campaign(server, cluster, dice, max_outage_seconds)
-        try:
-            began_seconds = time.monotonic()
-            asyncio.run(campaign.run(tokens, choose(faults, together, dice), jobs_per_round))
-            took_seconds = time.monotonic() - began_seconds
-            trial = campaign.trial
-            jobs = asyncio.run(kills.final_jobs(server.address, tokens[kills.OPERATOR], list(trial.acknowledged)))
-            problems = []
+    database = start_cluster()
+    try:
+        with patch.dict(os.environ, cluster.environment), cluster.operated():
+            servers = ServerGroup({host: server_of(folder, database.conninfo(), host) for host in HOSTS})
+            servers.any.data_dir.mkdir(mode=0o700)
+            campaign = Campaign(servers, database.conninfo(), cluster, dice, max_outage_seconds)
+            tokens = {owner: add_token(servers.any.data_dir, owner) for owner in kills.OWNERS}
+            tokens[kills.OPERATOR] = add_token(servers.any.data_dir, kills.OPERATOR, "operator")
             try:
-                eventually(lambda: not unended(cluster), "for Slurm to have no job left")
-            except AssertionError as error:
-                problems = [f"{error}: {cluster.jobs()}"]
-            starts = kills.read_starts(folder)
-            problems += kills.check(trial, starts, jobs, 1)
-            problems += [f"process {pid} is left" for pid in server.processes_of_jobs()]
-            attempts = [attempt for job in jobs.values() for attempt in job.attempts]
-            problems += [attempt.error.message for attempt in attempts if attempt.error.reason == "START_FAILED"]
-            if campaign.second.revisions != trial.revisions:
-                problems.append("the watchers have not seen the same")
-        finally:
-            server.clean_up()
+                servers.start()
+                began_seconds = time.monotonic()
+                asyncio.run(campaign.run(tokens, choose(faults, together, dice), jobs_per_round))
+                took_seconds = time.monotonic() - began_seconds
+                trial = campaign.trial
+                jobs = asyncio.run(kills.final_jobs(servers.address, tokens[kills.OPERATOR], list(trial.acknowledged)))
+                problems = []
+                try:
+                    eventually(lambda: not unended(cluster), "for Slurm to have no job left")
+                except AssertionError as error:
+                    problems = [f"{error}: {cluster.jobs()}"]
+                starts = kills.read_starts(folder)
+                problems += kills.check(trial, starts, jobs, 1)
+                problems += [f"process {pid} is left" for pid in servers.any.processes_of_jobs()]
+                attempts = [attempt for job in jobs.values() for attempt in job.attempts]
+                problems += [attempt.error.message for attempt in attempts if attempt.error.reason == "START_FAILED"]
+                if campaign.second.revisions != trial.revisions:
+                    problems.append("the watchers have not seen the same")
+            finally:
+                servers.close()
+    finally:
+        database.close()
     return {
         "faults": dict(trial.kills),
+        "schedulers": servers.logs.count("this server is the scheduler from now on"),
         "jobs": len(jobs),
         "attempts": sum(len(job.attempts) for job in jobs.values()),
         "programs_started": len(starts),

@@ -3,17 +3,20 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from postgres_cluster import shared_cluster
-from serving import COMPLETED, QUEUED, RUNNING, TERMINAL, Api, Launch, ServerThere, Site
+from serving import COMPLETED, QUEUED, RUNNING, TERMINAL, Api, Launch, ServerHere, ServerThere, Site
 from several_servers import LEASE_SECONDS, give_up, node_of, wait_until_out_of_reach
 from waiting import eventually
 
 from evalrpc.client import EvalClient
+from evalrpc.errors import ConfigurationError
+from evalrpc.server import hosts as server_hosts
+from evalrpc.server.running import Running
 from evalrpc.v1 import jobs_pb2 as pb
 
 
@@ -206,3 +209,38 @@ def test_the_example_goes_on_at_another_server(hosts: dict[str, ServerThere], si
 def test_a_host_whose_server_stops_without_runs_is_gone_at_once(hosts: dict[str, ServerThere]) -> None:
     hosts["beta"].terminate()
     eventually(lambda: [node.name for node in hosts["alpha"].api.GetQueue().nodes] == ["alpha"], "for it to be gone")
+
+
+def test_a_second_machine_with_the_same_name_is_refused_unless_the_lease_of_the_first_expires(
+    site: Site, launch: Launch, serve: Callable[..., ServerHere], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.set_up(store=shared_cluster().schema_for(site.folder), lease_seconds=LEASE_SECONDS, host_name="alpha")
+    first = launch()
+    assert first.api.run().status == COMPLETED
+    second = launch()  # on the same machine, so it is there in case
+    monkeypatch.setattr(server_hosts, "machine_id", lambda: "another")
+    with pytest.raises(ConfigurationError, match="a server of another machine sees to the runs of alpha: give each"):
+        serve()
+    assert first.api.run().status == COMPLETED
+    second.kill()
+    first.kill()
+    assert serve().api.run().status == COMPLETED, "as after a restart of the machine"
+
+
+def test_of_two_machines_with_the_same_name_that_start_at_once_one_gives_up(
+    site: Site, serve: Callable[..., ServerHere], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = {"store": shared_cluster().schema_for(site.folder), "lease_seconds": LEASE_SECONDS, "host_name": "alpha"}
+    monkeypatch.setattr(Running, "require_own_name", lambda _: None)
+    first = serve(**shared)
+    assert first.api.run().status == COMPLETED
+    monkeypatch.setattr(server_hosts, "machine_id", lambda: "another")
+    second = serve(**shared)
+    eventually(lambda: "another machine" in second.server.what_is_broken, "for the second to give up")
+    assert first.api.run().status == COMPLETED
+
+
+@pytest.mark.parametrize("name", ["local", "a/b", "..", "-x"])
+def test_a_name_that_no_machine_can_have_is_refused(site: Site, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="host_name"):
+        site.settings(host_name=name)

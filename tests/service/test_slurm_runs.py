@@ -103,11 +103,16 @@ def test_what_waits_in_slurm_says_why_and_its_time_does_not_count(server: Server
     assert not server.api.get(second.job_id).wait_reason
 
 
-def test_runs_go_on_in_the_same_attempt_under_the_next_scheduler(site: Site, launch: Launch) -> None:
+def test_runs_go_on_in_the_same_attempt_under_the_next_scheduler(
+    site: Site, launch: Launch, slurm_cluster: SlurmCluster
+) -> None:
+    """It also cancels in Slurm what the one before has not, of a run that had ended."""
     site.set_up(store=shared_cluster().schema_for(site.folder), lease_seconds=2.0)
     first = launch("--host-name", "alpha")
     assert first.api.run().attempts[0].node == "alpha"  # so it is the scheduler
     second = launch("--host-name", "beta")
+    left = f"evalrpc-{finished(second.api, submit(second.api)).job_id}-1"
+    subprocess.run(["sbatch", f"--job-name={left}", "--wrap=sleep 1000"], check=True, env=slurm_cluster.environment)
     slow = submit(second.api, "slow", num_gpus=GPU_COUNT)
     started(second.api, site, slow)
     waiting = submit(second.api, "good", num_gpus=GPU_COUNT)
@@ -119,6 +124,7 @@ def test_runs_go_on_in_the_same_attempt_under_the_next_scheduler(site: Site, lau
         done = finished(second.api, job)
         assert (done.status, [attempt.node for attempt in done.attempts]) == (COMPLETED, ["cluster"]), done
         assert site.starts(job.job_id) == ["1"]
+    eventually(lambda: not any(left in job for job in slurm_cluster.jobs()), "for what was left to be cancelled")
 
 
 def test_a_cancel_leaves_nothing_of_a_run_nor_of_one_that_waits(server: ServerHere, site: Site) -> None:

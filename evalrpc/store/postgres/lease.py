@@ -8,12 +8,14 @@ lease of its own, it lets go of everything, for good. What it writes is refused 
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import psycopg
 
 from evalrpc.clock import Clock
+from evalrpc.errors import ConfigurationError
 from evalrpc.store.postgres import lease_rows
 from evalrpc.store.postgres.connecting import Connection, brief, connect_writer
 from evalrpc.store.postgres.lease_rows import NO_LEASES, SCHEDULER, LeaseTable
@@ -24,6 +26,8 @@ TRUSTED_PART: Final = 0.8
 _RENEWALS: Final = 4
 """How often a lease is renewed while it would hold."""
 _SLACK_SECONDS: Final = 0.02
+_LOOK_SECONDS: Final = 0.1
+_RENEWED_PART: Final = 0.1  # of its time, by which the end of a lease moves at least when it is renewed
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +43,47 @@ class Part(NamedTuple):
     """Is called once, when it may see to the runs of its machine."""
     on_scheduler: Callable[[], None]
     """Is called once after that, when it may place jobs."""
-    on_lost: Callable[[], None]
-    """Is called once at most, when another server has taken over."""
+    on_lost: Callable[[str], None]
+    """Is called once at most with the reason, when another server has taken over."""
+    is_elsewhere: Callable[[str], bool] = lambda _: False
+    """Returns whether a description is of another machine than this one."""
+
+
+def is_taken_elsewhere(leases: LeaseTable, host: str, is_elsewhere: Callable[[str], bool]) -> bool:
+    """Return whether a server of another machine sees to the runs of a machine with the name of this one."""
+    row = leases.rows.get(host)
+    return row is not None and row.remaining_seconds > 0 and is_elsewhere(row.description)
+
+
+def named_twice(host: str) -> str:
+    """Say what is wrong then."""
+    return (
+        f"setting host_name: a server of another machine sees to the runs of {host}: give each machine a name of its own, as "
+        f"in --host-name {host}-2"
+    )
+
+
+def require_own_name(
+    conninfo: str, host: str, is_elsewhere: Callable[[str], bool], seconds: float, should_stop: Callable[[float], bool]
+) -> None:
+    """Wait until no other machine with the name of this one is there: a lease that one of an earlier start has left expires.
+    `should_stop` waits so many seconds, and returns whether to give up waiting.
+
+    Raises ConfigurationError if the lease of another one is renewed, psycopg.Error.
+    """
+    fence, until_seconds = None, 0.0
+    with connect_writer(conninfo) as connection:
+        while True:
+            leases, now_seconds = lease_rows.read_leases(connection), time.monotonic()
+            if not is_taken_elsewhere(leases, host, is_elsewhere):
+                return
+            row = leases.rows[host]
+            if fence is None:
+                fence, until_seconds = row.fence, now_seconds + row.remaining_seconds
+            elif row.fence != fence or now_seconds + row.remaining_seconds > until_seconds + seconds * _RENEWED_PART:
+                raise ConfigurationError(named_twice(host))
+            if should_stop(_LOOK_SECONDS):
+                return
 
 
 class Leases:
@@ -111,17 +154,22 @@ class Leases:
         connection, before = self._connected(), self.held
         renewed = lease_rows.renew(connection, self._server_id, self._seconds)
         if any(renewed.get(name) != fence for name, fence in before.items()):
-            self._trusted_until_seconds = 0.0
-            _log.error("another server has taken over from this one, which could not keep its lease")
-            self._part.on_lost()
-            return False
+            return self._lose("another server has taken over from this one, which could not keep its lease")
         self._trusted_until_seconds = asked_seconds + TRUSTED_PART * self._seconds
         self._read(connection)
+        if self._part.host not in renewed and is_taken_elsewhere(self._known, self._part.host, self._part.is_elsewhere):
+            return self._lose(named_twice(self._part.host))
         for name, fence in renewed.items():  # a commit that took it, and was cut off
             self._note_taken(name, fence)
         self._publish(connection)
         self._take(connection)
         return True
+
+    def _lose(self, reason: str) -> Literal[False]:
+        self._trusted_until_seconds = 0.0
+        _log.error("%s", reason)
+        self._part.on_lost(reason)
+        return False
 
     def _publish(self, connection: Connection) -> None:
         host, description = self._part.host, self._part.describe()

@@ -62,7 +62,7 @@ from evalrpc.store.postgres.connecting import (
 from evalrpc.store.postgres.data_folder import require_same_folder
 from evalrpc.store.postgres.filters import find_jobs
 from evalrpc.store.postgres.hosts import HostsView
-from evalrpc.store.postgres.lease import Leases, Part
+from evalrpc.store.postgres.lease import Leases, Part, require_own_name
 from evalrpc.store.postgres.lease_rows import LeaseTable
 from evalrpc.store.postgres.listening import Listening
 from evalrpc.store.postgres.migrations import migrate
@@ -150,6 +150,15 @@ class PostgresStore(StoreWrites):
             return transaction.update(job_id, change, expect)
 
         return self._write(operation)
+
+    def require_own_name(
+        self, host: str, is_elsewhere: Callable[[str], bool], lease_seconds: float, should_stop: Callable[[float], bool]
+    ) -> None:
+        """Wait until no other machine has the name of this one. See `lease.require_own_name`. Raises ConfigurationError."""
+        try:
+            require_own_name(self._conninfo, host, is_elsewhere, lease_seconds, should_stop)
+        except psycopg.Error as error:
+            raise ConfigurationError(f"setting store: {shown(self._conninfo)} can't be used: {brief(error)}") from error
 
     def take_part(self, part: Part, lease_seconds: float) -> None:
         """Try to be the server that sees to the runs of its machine, and then the scheduler, until the store is closed."""
