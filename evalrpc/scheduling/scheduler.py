@@ -13,15 +13,16 @@ tried again.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
-from evalrpc.errors import EvalrpcError, StoreUnavailableError
+from evalrpc.errors import EvalrpcError, JobNotFoundError, StoreUnavailableError
 from evalrpc.executors.base import Resources
 from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import executor_of
+from evalrpc.jobs.lifecycle import TERMINAL
 from evalrpc.jobs.served_models import needs_of
 from evalrpc.scheduling.duty import node_of
 from evalrpc.scheduling.placement import Choice, Eviction, Preemption, QueuedJob, resources_of
@@ -196,25 +197,29 @@ class Scheduler:
     def look_for_leftovers(self) -> None:
         """Quarantine the devices of runs that have ended while processes of theirs are left, which an earlier server could not
         end; or that Slurm takes for running. They are ended then. May be called again, on any thread."""
-        store = self._dependencies.store
         try:
-            found = self._dependencies.executor.jobs_with_processes()
-        except OSError as error:
+            self._quarantine_left(self._dependencies.executor.jobs_with_processes())
+        except (OSError, StoreUnavailableError) as error:
             _log.warning("can't look for processes that earlier runs have left: %s", error)
-            return
-        self.may_have_leftovers = False
-        # Only now, so that no run has begun between.
-        left = found - {job.job_id for job in self._dependencies.queue_state.running_jobs()}
-        has_begun = self._dispatcher.is_alive()  # so that a job may get another attempt on this machine meanwhile
-        for job_id in store.known_jobs(sorted(left)):
-            job = store.job(job_id).parse()
-            if has_begun and not executor_of(job.request):
+        else:
+            self.may_have_leftovers = False
+            self.choose_anew()
+
+    def _quarantine_left(self, found: Set[str]) -> None:
+        """Do so with those of the jobs with processes that do not run. Raises OSError, StoreUnavailableError."""
+        store, has_begun = self._dependencies.store, self._dispatcher.is_alive()
+        running = {job.job_id for job in self._dependencies.queue_state.running_jobs()}  # read last: none begins in between
+        for job_id in store.known_jobs(sorted(found - running)):
+            try:
+                job = store.job(job_id).parse()
+            except JobNotFoundError:  # it was deleted just now
                 continue
+            if has_begun and not executor_of(job.request) and job.status not in TERMINAL:
+                continue  # it may get another attempt on this machine meanwhile
             attempt = self._latest_here(job)
             if attempt is not None and self._dependencies.queue_state.owns(job):
                 _log.warning("processes are left of a run that has ended", extra={"job_id": job_id})
                 self._dependencies.quarantine_attempt(job, attempt, "processes of it are left")
-        self.choose_anew()
 
     def _latest_here(self, job: JobInfo) -> JobAttempt | None:
         """Return the latest attempt of a job that this server would have started."""

@@ -214,7 +214,7 @@ def test_a_host_whose_server_stops_without_runs_is_gone_at_once(hosts: dict[str,
 def test_a_second_machine_with_the_same_name_is_refused_unless_the_lease_of_the_first_expires(
     site: Site, launch: Launch, serve: Callable[..., ServerHere], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.set_up(store=shared_cluster().schema_for(site.folder), lease_seconds=LEASE_SECONDS, host_name="alpha")
+    site.set_up(store=shared_cluster().schema_for(site.folder), lease_seconds=5.0, host_name="alpha")
     first = launch()
     assert first.api.run().status == COMPLETED
     second = launch()  # on the same machine, so it is there in case
@@ -230,7 +230,7 @@ def test_a_second_machine_with_the_same_name_is_refused_unless_the_lease_of_the_
 def test_of_two_machines_with_the_same_name_that_start_at_once_one_gives_up(
     site: Site, serve: Callable[..., ServerHere], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = {"store": shared_cluster().schema_for(site.folder), "lease_seconds": LEASE_SECONDS, "host_name": "alpha"}
+    shared = {"store": shared_cluster().schema_for(site.folder), "host_name": "alpha"}
     monkeypatch.setattr(Running, "require_own_name", lambda _: None)
     first = serve(**shared)
     assert first.api.run().status == COMPLETED
