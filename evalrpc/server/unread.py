@@ -34,8 +34,8 @@ class Hold:
     size_bytes: int
     since: float
     """Since when its client may take the message, in the time of the event loop; infinite before that."""
-    peer: Callable[[], str]
-    """Names the client. See `Call.peer`."""
+    peer: str
+    """The client. Asked for at once: gRPC may crash when it is asked for the peer of a call that has ended."""
 
 
 @dataclass(eq=False, slots=True)
@@ -126,7 +126,7 @@ class UnreadBytes:
 
     def _hold(self, size_bytes: int, peer: Callable[[], str]) -> Hold:
         """Record that room was taken."""
-        hold = Hold(size_bytes, math.inf, peer)
+        hold = Hold(size_bytes, math.inf, peer())
         self._holds[hold] = None
         return hold
 
@@ -177,5 +177,5 @@ class UnreadBytes:
         for hold in stalled:
             hold.since = now  # they are the youngest again: where that ends no call, it is tried again
             self._holds[hold] = self._holds.pop(hold)
-        self._disconnect({hold.peer() for hold in stalled})
+        self._disconnect({hold.peer for hold in stalled})
         self._watch_holds()

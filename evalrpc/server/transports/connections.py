@@ -17,7 +17,7 @@ def close_connections(peers: Collection[str]) -> None:
     """Shut down the connections of these peers, as gRPC names them. Every call on them ends.
 
     Peers of other kinds, such as Unix sockets, have no name of their own and are left alone: among them are those by which the
-    event loop and gRPC wake themselves. Nor has a call that has just ended a peer. Blocks for as long as it takes to look at
+    event loop and gRPC wake themselves. Nor is a client without a name one of them. Blocks for as long as it takes to look at
     every open file.
     """
     wanted = {unquote(peer) for peer in peers}
