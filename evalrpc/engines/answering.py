@@ -33,6 +33,10 @@ class AnsweringProcesses:
             self._replicas.pop(engine_id, None)
             self._tell(model)
 
+    def is_asked(self, url: str) -> bool:
+        """Return whether a process is answering questions, also if it is asked nothing more."""
+        return self._gateway.in_flight(self.name, url) > 0
+
     def end(self) -> None:
         """Have the gateway forget the engine."""
         with self._lock:

@@ -100,7 +100,8 @@ class EngineDefinition:
         if program is None:
             return ""
         environment, request = sorted(settings.env.items()), served.SerializeToString(deterministic=True)
-        facts = (settings.command, environment, settings.secrets, str(settings.working_dir), request, program, of_files)
+        command = (*settings.command, *_flags(served, settings.args))
+        facts = (command, environment, settings.secrets, str(settings.working_dir), request, program, of_files)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 

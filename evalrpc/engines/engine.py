@@ -431,7 +431,7 @@ class Engine:
         return self.state == ENGINE_STATE_READY and self.dependencies.clock.monotonic() - self.idle_since >= idle_seconds
 
     def _note_ready(self) -> None:
-        replica = Replica(f"http://{HOST}:{self.port}/v1", self.definition.settings.max_in_flight)
+        replica = Replica(self._url, self.definition.settings.max_in_flight)
         self.answering.put(self.engine_id, replica, self._asked_name)
         with self.dependencies.lock:
             self._move(ENGINE_STATE_READY)
@@ -471,6 +471,7 @@ class Engine:
         try:
             if self.beside is not None:  # first, so that it is asked nothing more
                 self.answering.remove(self.engine_id, self._asked_name)
+                self._let_answer(self.beside)
         except GatewayError as error:
             _log.warning("%s", error.message, extra=self._place())
         try:
@@ -487,6 +488,20 @@ class Engine:
                 (self.folder / _STATE_FILE).unlink(missing_ok=True)
             _log.info("an engine has ended", extra=self._place())
             self.dependencies.on_change()
+
+    def _let_answer(self, engine: "Engine") -> None:
+        """Wait until a replica has answered what it was asked, for as long as a run that is to end may take. Raises
+        GatewayError."""
+        deadline = self.dependencies.clock.monotonic() + self.dependencies.grace_seconds
+        while (handle := self._handle) is not None and not self._is_alone(engine) and self.answering.is_asked(self._url):
+            seconds = min(_LOOK_SECONDS, deadline - self.dependencies.clock.monotonic())
+            if seconds <= 0 or handle.wait(seconds):
+                return
+
+    def _is_alone(self, engine: "Engine") -> bool:
+        """Return whether nobody waits for what a replica answers, or this server stops."""
+        with self.dependencies.lock:
+            return engine.is_ending or self.dependencies.stopping.is_set()
 
     def _end_process(self) -> None:
         """End its process, with all that it has started, if there is one."""
@@ -505,6 +520,10 @@ class Engine:
         if self.definition.settings.secrets:
             with suppress(OSError):  # it is still masked whenever it is read
                 overwrite_values(self._start_dir, self.mask())
+
+    @property
+    def _url(self) -> str:
+        return f"http://{HOST}:{self.port}/v1"
 
     @property
     def _asked_name(self) -> str:

@@ -74,6 +74,10 @@ class GatewayClient:
         """Return what has become of the requests of a route so far; None: there is no such route."""
         return self._counters("counters", token=token)
 
+    def in_flight(self, engine: str, url: str) -> int:
+        """Return how many requests the replica of an engine at an address is answering, also if it is not named any more."""
+        return from_json(int, self._call("in_flight", name=engine, url=url), "in_flight")
+
     def close(self) -> None:
         """Close the connection. The next call opens another one."""
         with self._lock:

@@ -140,6 +140,13 @@ class GatewayKeeper:
                 return None
             return self._tell(lambda client: client.counters(token))
 
+    def in_flight(self, engine: str, url: str) -> int:
+        """Return how many requests a process of an engine is answering, also if it is asked nothing more."""
+        with self._lock:
+            if engine not in self._engines:
+                return 0
+            return self._tell(lambda client: client.in_flight(engine, url))
+
     def close(self) -> None:
         """Let go of the gateway, which goes on."""
         with self._lock:

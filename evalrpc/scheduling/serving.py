@@ -135,10 +135,20 @@ class ServedRun:
     def note_task_usage(self, job: JobInfo) -> None:
         """Record what became of the questions of each task, as far as that is known."""
         run = next((run for run in self._runs if run.field == SERVED_FIELD), None)
-        usages = {self._parts[name]: usage for name, usage in run.part_usages() if name in self._parts} if run else {}
-        for task in (task for result in job.results.values() for task in result.tasks):
+        found = [task for result in job.results.values() for task in result.tasks]
+        usages = self._task_usages(run, [task.task for task in found]) if run is not None else {}
+        for task in found:
             if task.task in usages:
                 task.usage.CopyFrom(usages[task.task])
+
+    def _task_usages(self, run: "_ModelRun", found: Sequence[str]) -> Mapping[str, Usage]:
+        """Return what became of the questions of each task: the gateway counts for each, or there is only one, by whatever
+        name the harness has it in its results. `found`: the names there."""
+        asked = self._job.request.tasks
+        if len(asked) != 1:
+            return {self._parts[name]: usage for name, usage in run.part_usages() if name in self._parts}
+        usage = run.usage()
+        return {found[0] if len(found) == 1 else asked[0]: usage} if usage is not None else {}
 
     def environment(self, harness: Harness, others: Mapping[str, str]) -> Mapping[str, str]:
         """Return what the harness's programs need in their environment, besides `others`, which they have otherwise."""

@@ -201,9 +201,10 @@ class TaskResult(_message.Message):
 
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """What became of the questions of this task alone, or of this group if that was asked for, where the job's tasks ran one by one
-        (`tasks_separately`) and an engine answered them; without `retried_count`. Absent otherwise, for a harness of the kind `command`,
-        and where the gateway to the engine was started again meanwhile.
+        """What became of the questions of this task alone, or of this group if that was asked for, where an engine answered them and the
+        job asked for one task, or its tasks ran one by one (`tasks_separately`). Of several tasks it is without `retried_count`, and
+        absent where they ran together, where the gateway to the engine was started again meanwhile, and for a harness of the kind
+        `command`, whose runs have one environment and so one address to ask. Submit one task per job there.
         """
 
     def __init__(

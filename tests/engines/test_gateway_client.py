@@ -4,12 +4,14 @@ import json
 import os
 import socket
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_stub import EngineStub
+from engine_stub import EngineStub, Gate, waits
 from gateway_process import TOKEN, GatewayProcess, chat, engine_of, gateway_process, route_to
+from waiting import eventually
 
 from evalrpc.engines.gateway.contract import CONTROL_SOCKET, PROTOCOL, Counters, Engine, Lender, Replica, RouteStatus
 from evalrpc.engines.gateway_client import GatewayClient
@@ -68,6 +70,21 @@ def test_a_removed_token_is_refused_at_once(served: GatewayProcess) -> None:
     assert served.ask(chat("hi")).status == 404
     assert served.client.remove_route(TOKEN) is None
     assert served.client.counters(TOKEN) is None
+
+
+def test_a_replica_that_is_named_no_more_goes_on_with_what_it_was_asked(served: GatewayProcess, stub: EngineStub) -> None:
+    gate = Gate()
+    stub.behave = waits(gate)
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(served.ask, chat("hi"))
+        gate.wait_for_arrivals()
+        assert served.client.in_flight("tiny", stub.url) == 1
+        served.client.put_engine(Engine("tiny"))
+        assert served.client.in_flight("tiny", stub.url) == 1
+        gate.open.set()
+        assert answer.result().status == 200
+    eventually(lambda: not served.client.in_flight("tiny", stub.url))
+    assert served.client.in_flight("another", stub.url) == 0
 
 
 def test_a_route_may_change_while_it_is_used(served: GatewayProcess, recording: Path) -> None:

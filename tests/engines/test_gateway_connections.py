@@ -39,6 +39,7 @@ def exchange(gateway: GatewayProcess, data: bytes) -> bytes:
         (QUESTION + b"Content-Length: 5 \x0b\r\n\r\n", 400),
         (QUESTION + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
         (QUESTION + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 501),
+        (QUESTION + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", 415),
         (QUESTION + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n", 400),
         (QUESTION + b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n", 400),
         (QUESTION + b"A : b\r\n\r\n", 400),

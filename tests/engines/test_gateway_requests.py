@@ -86,6 +86,17 @@ def test_chunked_bodies_pass(served: GatewayProcess, stub: EngineStub) -> None:
     connection.close()
 
 
+def test_what_follows_a_chunked_body_is_no_header(served: GatewayProcess, stub: EngineStub) -> None:
+    body = json.dumps(chat("hi")).encode()
+    with served.raw() as client:
+        client.sendall(
+            f"POST /j/{TOKEN}/v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        client.sendall(b"%x\r\n%b\r\n0\r\nContent-Type: text/odd\r\n\r\n" % (len(body), body))
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    assert "text/odd" not in stub.asked[0].headers.values()
+
+
 def test_what_harnesses_ask_beside_v1_goes_to_the_root_of_the_engine(served: GatewayProcess, stub: EngineStub) -> None:
     def behave(asked: Asked) -> None:
         asked.answer({"path": asked.path})
@@ -114,6 +125,8 @@ def test_an_endpoint_below_a_path_is_asked_there(served: GatewayProcess, stub: E
         ("GET", "/v1/files"),
         ("DELETE", "/v1/models/tiny"),
         ("GET", "/v1/models/../files"),
+        ("GET", "/v1/models/%2e%2E/files"),
+        ("GET", "/v1/models/%252e%252e/files"),
         ("POST", "/v1/chat/../fine_tuning/jobs"),
         ("POST", "/v1/%63hat/completions"),
         ("PUT", "/v1/chat/completions"),

@@ -114,6 +114,29 @@ def test_tasks_that_run_one_by_one_ask_below_addresses_of_their_own_and_have_the
     assert not third.HasField("usage")
 
 
+@pytest.mark.parametrize(
+    ("asked", "found", "counts"),
+    [
+        (["t"], ["t"], [3]),
+        (["t"], ["t", "t_part"], [3, 0]),
+        (["t"], ["of its own name"], [3]),
+        (["t", "u"], ["t", "u"], [0, 0]),
+    ],
+    ids=["the only one", "a group", "another name", "two together"],
+)
+def test_what_a_job_has_asked_is_what_its_only_task_has(
+    run: ServedRun, asked: list[str], found: list[str], counts: list[int]
+) -> None:
+    run._job.request.tasks.extend(asked)
+    cast("Any", run._serving.pool.gateway).known = Counters(answered=3)
+    run._runs[0]._count()
+    job = pb.JobInfo()
+    for task in found:
+        job.results["m"].tasks.add(task=task)
+    run.note_task_usage(job)
+    assert [task.usage.answered_count for task in job.results["m"].tasks] == counts
+
+
 def test_tasks_that_run_together_have_one_address(run: ServedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run._runs[0], "_url", "http://127.0.0.1:1/j/TOKEN/v1")
     harness = build_harness(HarnessSettings("lmms-eval", "lmms-eval"))

@@ -11,6 +11,7 @@ from serving import COMPLETED, Api, Launch, ServerHere, Site
 from waiting import eventually
 
 from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.v1.engines_pb2 import ENGINE_STATE_STOPPING as STOPPING
 from evalrpc.v1.engines_pb2 import Engine
 
 
@@ -21,6 +22,10 @@ def api(engines: None, serve: Callable[..., ServerHere]) -> Api:
 
 def answering(api: Api) -> Sequence[Engine]:
     return [engine for engine in api.ListEngines().engines if engine.state == READY]
+
+
+def state_of(api: Api, engine: Engine) -> int:
+    return next(each.state for each in api.ListEngines().engines if each.engine_id == engine.engine_id)
 
 
 def begin_with_two(api: Api, models: Models, **fields: object) -> tuple[Path, Path, str]:
@@ -70,6 +75,44 @@ def test_a_replica_ends_at_once_for_a_job_that_needs_its_gpus_and_the_engine_goe
     both = api.submit("good", request={"num_gpus": 2})
     assert api.wait_for(both.job_id, COMPLETED).attempts[0].gpus == ["0", "1"], "and so both GPUs are given back"
     assert models.pids(model)
+
+
+def hold_at_replica(models: Models, model: Path) -> int:
+    """Return the number of a question that waits at the replica: the third goes there if the second went to the engine."""
+    eventually(lambda: len(models.askers(model)) == 2, "for the second question")
+    if models.askers(model)[1] == models.pids(model)[1]:
+        return 1
+    models.hold(model, "question 2")
+    eventually(lambda: len(models.askers(model)) == 3, "for the third question")
+    assert models.askers(model)[2] == models.pids(model)[1]
+    return 2
+
+
+def test_a_replica_that_has_to_end_answers_first_what_it_was_asked(
+    site: Site, engines: None, serve: Callable[..., ServerHere], models: Models
+) -> None:
+    site.config.write_text(site.config.read_text().replace("grace_seconds = 0.3", "grace_seconds = 300.0"))
+    api = serve().api
+    model, hold, job_id = begin_with_two(api, models)
+    number, replica = hold_at_replica(models, model), answering(api)[1]
+    other = api.submit("good", request={"num_gpus": 1})
+    eventually(lambda: state_of(api, replica) == STOPPING, "for the replica to be ended")
+    assert processes_of_job(replica.engine_id)
+    hold.unlink()
+    assert completed(api, job_id).usage.retried_count == 0
+    assert api.wait_for(other.job_id, COMPLETED).attempts[0].gpus == ["1"]
+    assert models.questions(model).count(f"question {number}") == 1
+
+
+def test_a_replica_that_does_not_answer_in_time_ends_and_the_engine_is_asked(api: Api, models: Models) -> None:
+    model, hold, job_id = begin_with_two(api, models)
+    number = hold_at_replica(models, model)
+    other = api.submit("good", request={"num_gpus": 1})
+    assert api.wait_for(other.job_id, COMPLETED).attempts[0].gpus == ["1"]
+    hold.unlink()
+    job = completed(api, job_id)
+    assert (job.attempt, job.results["m"].metrics[0].value) == (1, 1.0)
+    assert models.questions(model).count(f"question {number}") == 2
 
 
 @pytest.mark.parametrize("killed", [0, 1], ids=["the engine", "its replica"])

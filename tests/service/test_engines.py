@@ -25,6 +25,7 @@ def test_jobs_with_the_same_model_share_an_engine_and_say_what_they_asked(api: A
     assert len({job.attempts[-1].engine_id for job in jobs}) == 1
     assert [metric.value for job in jobs for metric in job.results["m"].metrics] == [1.0] * 3
     assert [job.usage.answered_count for job in jobs] == [3, 3, 3]
+    assert [task.usage.answered_count for job in jobs for task in job.results["m"].tasks] == [3, 3, 3], "there is only one"
     (engine,) = api.ListEngines().engines
     assert (engine.state, engine.engine_id, engine.job_count) == (READY, jobs[0].attempts[-1].engine_id, 0)
 
@@ -217,6 +218,43 @@ def test_a_job_is_cancelled_while_its_engine_loads(api: Api, models: Models) -> 
     eventually(lambda: api.get(job_id).progress.phase == pb.Progress.PHASE_SERVING)
     api.CancelJob(job_id=job_id)
     assert ended(api, job_id).status == CANCELLED
+
+
+def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_and_its_job_gets_another_one(
+    engines: None, serve: Callable[..., ServerHere], models: Models
+) -> None:
+    server, model = serve(), models.make()
+    api = server.api
+    job_id = submit(api, model, args={"behave": "never-ready"})
+    eventually(lambda: models.starts(model), "for the engine to load")
+    (engine,) = api.ListEngines().engines
+    server.server._engines.stop(engine.engine_id)
+    eventually(lambda: len(models.starts(model)) == 2, "for another engine")
+    assert not processes_of_job(engine.engine_id)
+    attempts = api.get(job_id).attempts
+    assert [attempt.error.reason for attempt in attempts[:1]] == ["ENGINE_LOST"]
+    assert "an operator has ended it" in attempts[0].error.message
+    api.CancelJob(job_id=job_id)
+    assert ended(api, job_id).status == CANCELLED
+
+
+def test_an_engine_whose_table_has_changed_keeps_the_jobs_that_it_has_and_gets_no_new_one(
+    site: Site, engines: None, launch: Launch, models: Models
+) -> None:
+    model = models.make()
+    hold = models.hold(model)
+    server = launch()
+    first = submit(server.api, model)
+    eventually(lambda: models.questions(model), "for a question")
+    server.kill()
+    site.config.write_text(site.config.read_text().replace("[engines.stub]\n", '[engines.stub]\nenv = { ODD = "1" }\n'))
+    api = launch().api
+    second = submit(api, model)
+    eventually(lambda: len(models.starts(model)) == 2, "for another engine")
+    hold.unlink()
+    jobs = [completed(api, job_id) for job_id in (first, second)]
+    assert [[attempt.error.reason for attempt in job.attempts] for job in jobs] == [[""], ["ENGINE_LOST", ""]]
+    eventually(lambda: not processes_of_job(jobs[0].attempts[0].engine_id), "for the first engine to end")
 
 
 def test_where_an_engine_is_configured_no_more_nothing_is_left_of_it_nor_of_its_jobs(

@@ -252,8 +252,8 @@ class ClientConnection(asyncio.Protocol):
             self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header."""
-        if self._request is not None and not self._is_deaf():
+        """Take a header. What comes after the body is none."""
+        if self._request is not None and not self._has_head and not self._is_deaf():
             self._request.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -269,6 +269,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(501, "the gateway speaks only HTTP/1.1")
         elif header(request.headers, b"transfer-encoding").lower() not in (b"", b"chunked"):
             self._refuse(501, "the gateway knows only chunks as transfer encoding")
+        elif header(request.headers, b"content-encoding").lower() not in (b"", b"identity"):
+            self._refuse(415, "the gateway takes no compressed bodies: send it as it is, without Content-Encoding")
         elif length and int(length) > self._limits.max_body_bytes:
             self._refuse(413, f"the body is larger than {self._limits.max_body_bytes} bytes")
         else:

@@ -11,6 +11,8 @@ A request is `{"call": NAME, "arguments": {...}}`, and its reply `{"instance": I
     remove_engine {name: str}                   -> null. Routes to it have to be removed first.
     remove_route  {token: str, finish_seconds}  -> Counters, or null without such a route
     counters      {token: str}                  -> Counters, or null without such a route
+    in_flight     {name: str, url: str}         -> int: the requests that an engine's replica is answering. One that is not
+                                                   named any more goes on with those that it has.
 
 Every call may be repeated. `instance` changes when the gateway was started again: then it knows nothing until `declare`, and
 holds requests with tokens that it does not know. A gateway may be older or newer than the server: fields that one side does not

@@ -32,6 +32,7 @@ class Control:
             "remove_engine": lambda arguments: self._routes.remove_engine(_text(arguments, "name")),
             "remove_route": self._remove_route,
             "counters": lambda arguments: _counters(self._routes.counters(_text(arguments, "token"))),
+            "in_flight": lambda arguments: self._routes.engines.in_flight(_text(arguments, "name"), _text(arguments, "url")),
         }
 
     async def start(self) -> None:

@@ -70,6 +70,7 @@ class EngineQueue:
     def __init__(self, connect: Callable[[Replica], Upstream]) -> None:
         self._connect = connect
         self._replicas: list[ReplicaQueue] = []
+        self._leaving: list[ReplicaQueue] = []  # asked nothing more, and still answering
         self._waiting: dict[str, deque[asyncio.Future[ReplicaQueue]]] = {}
         self._asked = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -78,9 +79,15 @@ class EngineQueue:
         """Say which replicas are up. One that stays keeps its connections; requests to others may still end."""
         known = {each.replica: each for each in self._replicas}
         self._replicas = [known.get(each) or ReplicaQueue(each, self._connect(each)) for each in replicas]
-        for gone in known.keys() - set(replicas):
-            known[gone].upstream.close()
+        gone = [known[each] for each in known.keys() - set(replicas)]
+        for each in gone:
+            each.upstream.close()
+        self._leaving = [each for each in (*self._leaving, *gone) if each.in_flight]
         self._wake()
+
+    def in_flight(self, url: str) -> int:
+        """Return how many requests the replica at an address has, also if it is not up any more."""
+        return sum(each.in_flight for each in (*self._replicas, *self._leaving) if each.replica.url == url)
 
     async def turn(self, route: str, deadline: float) -> ReplicaQueue:
         """Wait for a replica with room, up to a moment in monotonic time; `leave` ends the turn. Raises EngineAwayError."""
@@ -106,6 +113,8 @@ class EngineQueue:
     def leave(self, replica: ReplicaQueue) -> None:
         """End a turn."""
         replica.in_flight -= 1
+        if self._leaving and not replica.in_flight:
+            self._leaving = [each for each in self._leaving if each is not replica]
         if self._waiting:
             self._wake()
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from typing import Any, Final
+from urllib.parse import unquote
 
 from evalrpc.engines.gateway.contract import Engine
 
@@ -112,7 +113,7 @@ def is_question(method: bytes, path: str) -> bool:
 def is_passed(method: bytes, path: str) -> bool:
     """Return whether a request that asks something else is passed on."""
     return (b"GET" if method == b"HEAD" else method, path) in _ASKED_BESIDE or (
-        method in (b"GET", b"HEAD") and path.startswith("/v1/models/") and ".." not in path
+        method in (b"GET", b"HEAD") and path.startswith("/v1/models/") and ".." not in unquote(unquote(path))
     )
 
 

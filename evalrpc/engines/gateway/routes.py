@@ -146,6 +146,10 @@ class Engines:
         self._engines[engine.name] = engine, queue
         queue.set_replicas(engine.replicas)
 
+    def in_flight(self, name: str, url: str) -> int:
+        """Return how many requests the replica of an engine at an address is answering; 0 without such an engine."""
+        return self._engines[name][1].in_flight(url) if name in self else 0
+
     def remove(self, name: str) -> None:
         """Forget an engine that no route needs."""
         if engine := self._engines.pop(name, None):
