@@ -32,6 +32,7 @@ poll_seconds = 0.5
 kind = "slurm"
 partition = "urgent"
 account = "team"
+qos = "best"
 constraint = "fast"
 time_limit_seconds = 100
 [executors.strange]
@@ -77,10 +78,12 @@ def job_in_slurm(job: pb.JobInfo, format_: str = "%i", attempt: int = 1) -> str:
     return slurm("squeue", "--noheader", "--states=all", f"--name=evalrpc-{job.job_id}-{attempt}", f"--format={format_}")
 
 
-def test_partition_account_constraint_and_time_limit_are_those_of_the_table(server: ServerHere, site: Site) -> None:
+def test_partition_account_qos_constraint_and_time_limit_are_those_of_the_table(server: ServerHere, site: Site) -> None:
     job = submit(server.api, "slow", "tuned")
     started(server.api, site, job)
     assert job_in_slurm(job, "%P|%a|%f|%l") == "urgent|team|fast|2:00"
+    submitted = site.folder / "data" / "jobs" / job.job_id / "attempt-1" / "run" / "slurm.json"
+    assert "--qos=best" in json.loads(submitted.read_text())["options"], "which Slurm itself keeps only with slurmdbd"
     site.release(job.job_id)
     assert server.api.wait_for(job.job_id, *TERMINAL).status == COMPLETED
     refused = server.api.wait_for(submit(server.api, executor="strange").job_id, *TERMINAL)
