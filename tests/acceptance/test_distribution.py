@@ -142,6 +142,8 @@ def test_it_has_what_is_needed_and_nothing_else(distributions: dict[str, Path], 
     files = names(distributions[kind])
     assert {"evalrpc/py.typed", "evalrpc/v1/descriptors.binpb", "evalrpc/v1/jobs_pb2.pyi", "evalrpc/client/sync.py"} <= files
     committed = {str(path.relative_to(ROOT)) for path in (ROOT / "evalrpc").rglob("*.py*") if path.suffix in (".py", ".pyi")}
+    committed |= {str(path.relative_to(ROOT)) for path in (ROOT / "evalrpc" / "server" / "web").rglob("*") if path.is_file()}
+    committed = {name for name in committed if "__pycache__" not in name}
     assert committed <= files
     assert not [name for name in files if name.split("/")[0] in ("tests", "benchmarks", "examples", "demo")]
 
