@@ -28,7 +28,7 @@ from evalrpc.scheduling.duty import node_of
 from evalrpc.scheduling.placement import Choice, Eviction, Preemption, QueuedJob, resources_of
 from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
 from evalrpc.store.base import Change, Expected
-from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobAttempt, JobError, JobInfo
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobError, JobInfo
 
 _RECHECK_SECONDS: Final = 5.0
 _PREEMPTION_SECONDS: Final = 5.0
@@ -216,14 +216,11 @@ class Scheduler:
                 continue
             if has_begun and not executor_of(job.request) and job.status not in TERMINAL:
                 continue  # it may get another attempt on this machine meanwhile
-            attempt = self._latest_here(job)
-            if attempt is not None and self._dependencies.queue_state.owns(job):
+            here = [attempt for attempt in job.attempts if self._duty.starts_on(attempt.node)]
+            if here and self._dependencies.queue_state.owns(job):
                 _log.warning("processes are left of a run that has ended", extra={"job_id": job_id})
-                self._dependencies.quarantine_attempt(job, attempt, "processes of it are left")
-
-    def _latest_here(self, job: JobInfo) -> JobAttempt | None:
-        """Return the latest attempt of a job that this server would have started."""
-        return next((attempt for attempt in reversed(job.attempts) if self._duty.starts_on(attempt.node)), None)
+                for attempt in here if executor_of(job.request) else here[-1:]:  # a cluster may have forgotten an earlier end
+                    self._dependencies.quarantine_attempt(job, attempt, "processes of it are left")
 
     def _dispatch(self) -> None:
         """Run on the dispatcher thread: whenever something changed, start all that can start. What is raised here is a bug: it
