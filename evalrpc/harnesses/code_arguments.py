@@ -1,11 +1,12 @@
-"""Finds the arguments of a command line that a shell or an interpreter reads as code.
+"""Finds the arguments of a command line that say what is run: programs, scripts, and what is read as code.
 
-What a client wrote must not stand in them: a model named `$(reboot)` would be run.
+What a client wrote must not stand in them: a model named `$(reboot)`, or `/sbin/reboot`, would be run.
 """
 
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import dropwhile
 from typing import Final
 
 _CODE_OPTIONS: Final = (
@@ -18,9 +19,14 @@ _CODE_OPTIONS: Final = (
     (re.compile(r"php[\d.]*"), re.compile(r"-[rBRE]|--(run|process-\w+)")),
     (re.compile(r"pwsh|powershell"), re.compile(r"-[cCeE]\w*")),
     (re.compile(r"env"), re.compile(r"-\w*S|--split-string")),
+    (re.compile(r"deno"), re.compile(r"eval")),
 )
 """By the name of the interpreter: the options after which code follows."""
 
+_PREFIXES: Final = re.compile(r"env|nice|ionice|nohup|setsid|stdbuf|time|timeout|taskset|chrt|numactl|sudo|doas|exec|xargs")
+"""Programs that start the one that is named after their options, variables and numbers."""
+
+_BEFORE_A_PROGRAM: Final = re.compile(r"\w+=.*|\d.*|[-+].*", re.DOTALL)
 _STARTERS: Final = re.compile(r"su|runuser|sg|newgrp|script|flock|sbatch|expect|psql|mysql|mariadb|gdb|n?vim?|emacs")
 """Programs that hand a text to a shell, which follows an option anywhere among their arguments."""
 
@@ -35,9 +41,10 @@ _OPTIONS_WITH_A_VALUE: Final = frozenset({"-o", "+o", "-O", "+O", "-W", "-X", "-
 
 
 def code_arguments(argv: Sequence[str]) -> Iterator[str]:
-    """Yield the code in a command line such as `["env", "bash", "-eu", "-c", CODE, "name", "argument"]`, and all that programs
-    such as ssh would hand to a shell. What follows the code are its arguments, which are safe.
+    """Yield the programs and the code in a command line such as `["env", "bash", "-eu", "-c", CODE, "name", "argument"]`, and
+    all that programs such as ssh would hand to a shell. What follows the code are its arguments, which are safe.
     """
+    yield from _programs(argv)
     for position, argument in enumerate(argv):
         name, rest = os.path.basename(argument), argv[position + 1 :]  # noqa: PTH119 - `Path("")` has no name
         if name in _ALL_IS_CODE:
@@ -51,6 +58,22 @@ def code_arguments(argv: Sequence[str]) -> Iterator[str]:
                 yield from _code_of(rest, code_option)
 
 
+def _programs(argv: Sequence[str]) -> Iterator[str]:
+    """Yield the program, what it is a prefix of, and an interpreter's script or module."""
+    if not argv:
+        return
+    yield argv[0]
+    name, rest = os.path.basename(argv[0]), argv[1:]  # noqa: PTH119 - `Path("")` has no name
+    if _PREFIXES.fullmatch(name):
+        yield from _programs([*dropwhile(_BEFORE_A_PROGRAM.fullmatch, rest)])
+        return
+    for interpreter, code_option in _CODE_OPTIONS:
+        if interpreter.fullmatch(name):
+            position, is_code = _first_operand(rest, code_option)
+            if not is_code:
+                yield from rest[position : position + 1]
+
+
 def _after_options(arguments: Sequence[str], code_option: re.Pattern[str]) -> Iterator[str]:
     """Yield what follows an option for code, wherever it stands."""
     for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
@@ -60,17 +83,26 @@ def _after_options(arguments: Sequence[str], code_option: re.Pattern[str]) -> It
 
 
 def _code_of(arguments: Sequence[str], code_option: re.Pattern[str]) -> Iterator[str]:
-    """Yield the code among an interpreter's arguments: the first that is no option, if the option for code is before it."""
-    rest, expected = iter(arguments), False
-    for argument in rest:
+    """Yield the code among an interpreter's arguments: in an option, or the first that is no option after one for code."""
+    position, is_code = _first_operand(arguments, code_option)
+    for argument in arguments[:position]:
         option, _, value = argument.partition("=")
         if option.startswith("--") and value and code_option.fullmatch(option):
             yield value
-        if argument[:1] not in ("-", "+"):
-            if expected:
-                yield argument
-            return
+    if is_code:
+        yield from arguments[position : position + 1]
+
+
+def _first_operand(arguments: Sequence[str], code_option: re.Pattern[str]) -> tuple[int, bool]:
+    """Return where the first argument that is no option stands, and whether an option before it says that it is code."""
+    has_value = is_code = False
+    for position, argument in enumerate(arguments):
         if code_option.fullmatch(argument):
-            expected = True
-        elif argument in _OPTIONS_WITH_A_VALUE:
-            next(rest, "")
+            has_value, is_code = False, True
+        elif argument[:1] in ("-", "+"):
+            has_value = argument in _OPTIONS_WITH_A_VALUE
+        elif has_value:
+            has_value = False
+        else:
+            return position, is_code
+    return len(arguments), is_code

@@ -16,7 +16,7 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest
         (["/bin/bash", "-eu", "-o", "pipefail", "-c", "CODE"], ["CODE"]),
         (["bash", "-ec", "CODE"], ["CODE"]),
         (["bash", "-c", "-x", "CODE", "argument"], ["CODE"]),
-        (["env", "A=b", "timeout", "10", "bash", "-lc", "CODE"], ["CODE"]),
+        (["env", "A=b", "timeout", "10", "bash", "-lc", "CODE"], ["timeout", "bash", "CODE"]),
         (["python3.11", "-X", "dev", "-c", "CODE", "-c", "argument"], ["CODE"]),
         (["perl", "-ne", "CODE"], ["CODE"]),
         (["node", "--eval=CODE"], ["CODE"]),
@@ -24,7 +24,9 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest
         (["su", "user", "-c", "CODE"], ["CODE"]),
         (["flock", "/lock", "--command=CODE"], ["CODE"]),
         (["sbatch", "--wait", "--wrap", "CODE"], ["CODE"]),
-        (["env", "-S", "CODE"], ["CODE"]),
+        (["env", "-S", "CODE"], ["CODE", "CODE"]),  # which may be a program too
+        (["nice", "-n", "10", "PROGRAM", "argument"], ["PROGRAM"]),
+        (["deno", "eval", "CODE"], ["CODE"]),
         (["php", "-r", "CODE"], ["CODE"]),
         (["ksh93", "-c", "CODE"], ["CODE"]),
         (["xonsh", "-c", "CODE"], ["CODE"]),
@@ -42,16 +44,15 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest
         (["make", "MODEL=CODE"], ["MODEL=CODE"]),
         (["awk", "CODE", "file"], ["CODE", "file"]),
         (["flock", "/lock", "eval", "argument"], []),
-        (["env", "A=b", "eval", "-S", "argument"], []),
-        (["bash", "-e", "script.sh", "-c", "argument"], []),
-        (["python3", "eval.py", "-c", "argument"], []),
-        (["python3", "-m", "eval", "-c", "argument"], []),
+        (["bash", "-e", "script.sh", "-c", "argument"], ["script.sh"]),
+        (["python3", "eval.py", "-c", "argument"], ["eval.py"]),
+        (["python3", "-m", "eval", "-c", "argument"], ["eval"]),
         (["eval", "-c", "argument"], []),
         (["sh", "-c"], []),
     ],
 )
 def test_code_is_told_from_arguments(argv: list[str], code: list[str]) -> None:
-    assert list(code_arguments(argv)) == code
+    assert list(code_arguments(argv)) == [argv[0], *code]
 
 
 def harness(*command: str) -> CommandHarness:
@@ -67,6 +68,12 @@ def test_a_command_in_which_a_client_could_write_code_is_refused_with_what_to_wr
         f"""argument of the code, as in ["sh", "-c", "program --{name} \\"$1\\"", "sh", "{{{name}}}"]"""
     )
     harness("sh", "-c", f'program --{name} "$1"', "sh", f"{{{name}}}")
+
+
+@pytest.mark.parametrize("command", [["{model}"], ["sh", "{model}"], ["python3", "-u", "-m", "{model}"], ["nice", "{model}"]])
+def test_nor_may_a_client_say_which_program_is_run(command: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match=r"\{model\} would be read as code, which any client could write"):
+        harness(*command)
 
 
 def test_a_client_can_not_name_a_folder_that_a_shell_reads_as_code() -> None:

@@ -34,7 +34,7 @@ def test_every_placeholder_is_filled_in() -> None:
 
 def test_a_value_that_looks_like_a_placeholder_stays_as_it_is() -> None:
     request = EvaluateRequest(model="{tasks}{job_id}", tasks=["{model}"])
-    assert harness("{model}", "{tasks}").command(run_of(request)).argv == ("{tasks}{job_id}", "{model}")
+    assert harness("eval", "{model}", "{tasks}").command(run_of(request)).argv == ("eval", "{tasks}{job_id}", "{model}")
 
 
 def test_a_value_stays_within_its_argument() -> None:
