@@ -13,7 +13,7 @@ from evalrpc.reading import artifacts, document_media, metrics, sample_files, sa
 from evalrpc.results import layout
 from evalrpc.results import metrics as extras
 from evalrpc.scheduling import limited_process
-from evalrpc.server import limits, sample_validation, secret_use, served_use, service, unread, validation
+from evalrpc.server import limits, sample_validation, secret_use, served_use, service, threads, unread, validation
 from evalrpc.server.transports.http import codec, connection
 
 _KIB, _MIB, _GIB = 1024, 1024**2, 1024**3
@@ -72,6 +72,8 @@ def calls() -> Iterator[tuple[str, str, str]]:
     )
     yield ("a request as JSON, over HTTP", size(codec.MAX_JSON_BYTES), f"{_EXHAUSTED} `REQUEST_TOO_LARGE`")
     yield ("what is before the body of an HTTP request", size(connection.MAX_HEAD_BYTES), "status 431 and a closed connection")
+    yield ("comparisons at a time, of all callers", f"{threads.MAX_COMPARISONS}", "a wait for its turn")
+    yield ("pages of samples with a filter or large rows, at a time", f"{threads.MAX_PARSERS}", "a wait for its turn")
     yield ("time without taking anything of an answer, while others wait", f"{unread.STALL_SECONDS:g} s", "a closed connection")
 
 

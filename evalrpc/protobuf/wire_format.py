@@ -6,6 +6,7 @@ is merged into it.
 
 import io
 import os
+from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 _VARINT: Final = 0
@@ -57,23 +58,44 @@ def text_field(serialized: bytes, number: int) -> str:
     found = b""
     file = io.BytesIO(serialized)
     try:
-        while (key := _read_varint(file)) is not None:
-            field, wire_type = key >> 3, key & 7
-            if wire_type == _LENGTH_DELIMITED:
-                size_bytes = _read_varint(file) or 0
-                if field == number:
-                    found = file.read(size_bytes)
-                else:
-                    file.seek(size_bytes, os.SEEK_CUR)
-            elif wire_type == _VARINT:
-                _read_varint(file)
-            elif wire_type in _FIXED_BYTES:
-                file.seek(_FIXED_BYTES[wire_type], os.SEEK_CUR)
-            else:
-                return ""
+        for field, wire_type, size_bytes in _fields(file):
+            if (field, wire_type) == (number, _LENGTH_DELIMITED):
+                found = file.read(size_bytes)
     except (ValueError, OverflowError):
         return ""
     return found.decode(errors="replace")
+
+
+def number_field(serialized: bytes, number: int) -> int:
+    """Return a number that is not negative, of a serialised message without decoding the rest. 0 if there is none.
+
+    Raises ValueError if the bytes are no message.
+    """
+    found = 0
+    for field, wire_type, value in _fields(io.BytesIO(serialized)):
+        if (field, wire_type) == (number, _VARINT):
+            found = value
+    return found
+
+
+def _fields(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+    """Yield the number of each field, its wire type and its value; for what has a length that, with the file at its bytes.
+
+    Raises ValueError, and OverflowError for a length that no file has.
+    """
+    while (key := _read_varint(file)) is not None:
+        field, wire_type = key >> 3, key & 7
+        if wire_type == _LENGTH_DELIMITED:
+            size_bytes = _read_varint(file) or 0
+            begin = file.tell()
+            yield field, wire_type, size_bytes
+            file.seek(begin + size_bytes)
+        elif wire_type == _VARINT:
+            yield field, wire_type, _read_varint(file) or 0
+        elif wire_type in _FIXED_BYTES:
+            file.seek(_FIXED_BYTES[wire_type], os.SEEK_CUR)
+        else:
+            raise ValueError(f"a field of type {wire_type}")
 
 
 def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_bytes: int, flags: int = 0) -> tuple[bytes, int]:

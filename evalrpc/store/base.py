@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.errors import ConflictError, JobNotFoundError, StoreUnavailableError, SuiteRunNotFoundError
 from evalrpc.jobs.holds import Holds
 from evalrpc.jobs.lifecycle import Status, status_name
 from evalrpc.jobs.size_limits import MIB
+from evalrpc.protobuf import wire_format
 from evalrpc.v1.jobs_pb2 import JobEvent, JobFilter, JobInfo
 from evalrpc.v1.suites_pb2 import SuiteRun
 
@@ -147,6 +148,14 @@ class StoredJob(NamedTuple):
     def parse(self) -> JobInfo:
         """Return the job as a message of its own. Raises StoreUnavailableError."""
         return parse_job(self.serialized)
+
+    @property
+    def revision(self) -> int:
+        """The job's revision. Raises StoreUnavailableError."""
+        try:
+            return wire_format.number_field(self.serialized, JobInfo.REVISION_FIELD_NUMBER)
+        except (ValueError, OverflowError) as error:
+            raise _damaged(JobInfo) from error
 
 
 class QueuedRow(NamedTuple):
@@ -457,7 +466,11 @@ def _parse(message_class: type[_M], serialized: bytes) -> _M:
     try:
         return message_class.FromString(serialized)
     except DecodeError as error:
-        raise StoreUnavailableError(
-            f"the server's store is damaged: it has a {message_class.DESCRIPTOR.name} that can't be read; bring back a backup",
-            retry_delay_seconds=RETRY_DELAY_SECONDS,
-        ) from error
+        raise _damaged(message_class) from error
+
+
+def _damaged(message_class: type[Message]) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"the server's store is damaged: it has a {message_class.DESCRIPTOR.name} that can't be read; bring back a backup",
+        retry_delay_seconds=RETRY_DELAY_SECONDS,
+    )

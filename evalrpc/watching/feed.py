@@ -21,15 +21,16 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from evalrpc.clock import Clock
 from evalrpc.errors import ServerStoppingError
 from evalrpc.jobs import lifecycle
 from evalrpc.jobs.filters import JobMatcher
 from evalrpc.jobs.views import reduce_to_view
+from evalrpc.protobuf import wire_format
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.store.base import Change, ListedJob, Store, StoredJob, job_not_found
+from evalrpc.store.base import Change, Store, StoredJob, job_not_found
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.watching.events import CommittedEvent, Progress
@@ -65,6 +66,15 @@ class _Topic:
     watcher_count: int = 0
     is_deleted: bool = False
     """Whether the job is gone. Its end may be so, too, where another server deleted it before this one heard of the end."""
+
+
+class _Snapshot(NamedTuple):
+    """A job as it stands, for a watcher of all jobs."""
+
+    sequence: int
+    job_id: str
+    revision: int
+    event: bytes
 
 
 class Feed:
@@ -123,7 +133,7 @@ class Feed:
         """
         with self._watching(job_id) as topic:
             head = self._head  # taken before the job is read, so the job includes all changes up to it
-            job = await self.read_job(job_id)
+            stored = await self.stored_job(job_id)
             progress, cursor = topic.progress, after_revision
             if after_revision:
                 async for event in self._journal(after_revision, job_id):
@@ -133,15 +143,15 @@ class Feed:
                     cursor = event.revision
                     if event.terminal:
                         return
-            is_terminal = job.status in lifecycle.TERMINAL
+            is_terminal = stored.status in lifecycle.TERMINAL
             # Its end has been seen by the watcher if the journal had no more, unless the job was read ahead of the journal.
-            ended_before = is_terminal and job.revision <= max(cursor, head)
+            ended_before = is_terminal and stored.revision <= max(cursor, head)
             if not after_revision or ended_before:
-                cursor = max(head, job.revision)
-                await send(self._snapshot(job, cursor, names_others=names_others))
+                cursor = max(head, stored.revision)
+                await send(self._snapshot(job_id, stored.status, stored.serialized, cursor, names_others=names_others))
                 if is_terminal:
                     return
-            del job  # a watcher may wait for days: it keeps its cursor but no copy of the job
+            del stored  # a watcher may wait for days: it keeps its cursor but no copy of the job
             with Heartbeat(heartbeats) as heartbeat:
                 await self._live_of_job(job_id, topic, cursor, progress, heartbeat, send)
 
@@ -173,11 +183,11 @@ class Feed:
             cursor = max(cursor, head)
         elif not skip_snapshots:
             before: int | None = None
-            while page := deque(await self._job_page(job_filter, before, owner)):
+            while page := deque(await self._snapshot_page(job_filter, before, view, owner)):
                 before = page[-1].sequence
+                ahead |= {each.job_id: each.revision for each in page if each.revision > cursor}
                 while page:
-                    # No variable has the job or the message: this may be all that a slow watcher keeps in memory.
-                    await send(self._listed_snapshot(page.popleft().job, view, cursor, ahead, names_others=owner is None))
+                    await send(page.popleft().event)  # no variable has it: this may be all that a slow watcher keeps in memory
         await send(self._bookmark(cursor))
         with Heartbeat(heartbeats) as heartbeat, self._watching_all():
             await self._live_of_all(matcher, view, cursor, ahead, heartbeat, send, owner)
@@ -370,17 +380,22 @@ class Feed:
         page = await self._blocking(lambda: self._store.events_after(cursor, _PAGE, job_id, _PAGE_BYTES, owner=owner))
         return list(map(CommittedEvent.from_journal, page))
 
-    def _listed_snapshot(
-        self, job: pb.JobInfo, view: pb.JobView.ValueType, cursor: int, ahead: dict[str, int], *, names_others: bool
-    ) -> bytes:
-        """Return the snapshot of a job, and note in `ahead` if it is newer than the cursor."""
-        if job.revision > cursor:
-            ahead[job.job_id] = job.revision
-        return self._snapshot(job, 0, view, names_others=names_others)
+    async def _snapshot_page(
+        self, job_filter: JobFilter, before: int | None, view: pb.JobView.ValueType, owner: str | None
+    ) -> list[_Snapshot]:
+        """Return snapshots of the next jobs that currently match the filter, newest first. They are made by the reader: as many
+        watchers as come at once would else hold up the event loop for as long as all their jobs take."""
 
-    async def _job_page(self, job_filter: JobFilter, before: int | None, owner: str | None) -> list[ListedJob]:
-        """Return the next jobs that currently match the filter, newest first."""
-        return await self._blocking(lambda: self._store.list_jobs(job_filter, before, _PAGE, _PAGE_BYTES, owner=owner))
+        def read() -> list[_Snapshot]:
+            page = self._store.list_jobs(job_filter, before, _PAGE, _PAGE_BYTES, owner=owner)
+            return [self._listed_snapshot(sequence, job, view, names_others=owner is None) for sequence, job in page]
+
+        return await self._blocking(read)
+
+    def _listed_snapshot(self, sequence: int, job: pb.JobInfo, view: pb.JobView.ValueType, *, names_others: bool) -> _Snapshot:
+        reduce_to_view(job, view)
+        event = self._snapshot(job.job_id, job.status, job.SerializeToString(), 0, names_others=names_others)
+        return _Snapshot(sequence, job.job_id, job.revision, event)
 
     async def _blocking(self, read: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._readers, read)
@@ -393,11 +408,13 @@ class Feed:
     # Building events.
 
     def _snapshot(
-        self, job: pb.JobInfo, revision: int, view: pb.JobView.ValueType = pb.JOB_VIEW_FULL, *, names_others: bool
+        self, job_id: str, status: pb.JobStatus.ValueType, serialized: bytes, revision: int, *, names_others: bool
     ) -> bytes:
-        described = self._queue_state.described(job, names_others=names_others)
-        reduce_to_view(described, view)
-        return self._event_of(pb.JOB_EVENT_TYPE_SNAPSHOT, described, revision)
+        described = self._queue_state.describe(job_id, status, serialized, names_others=names_others)
+        event = pb.JobEvent(
+            type=pb.JOB_EVENT_TYPE_SNAPSHOT, revision=revision, time=self._clock.now(), terminal=status in lifecycle.TERMINAL
+        )
+        return event.SerializeToString() + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, described)
 
     def _event_of(self, event_type: pb.JobEventType.ValueType, job: pb.JobInfo, revision: int) -> bytes:
         return pb.JobEvent(

@@ -139,6 +139,7 @@ def test_no_key_is_ever_written(served: GatewayProcess, stub: EngineStub, record
     served.client.put_engine(engine_of(stub, key="secret-of-the-operator"))
     served.ask(chat("hi"), Authorization="Bearer secret-of-the-client")
     served.client.declare([], [])
+    eventually(lambda: not recording.with_name("recording-wal").exists(), "for the recording to be closed")
     everything = b"".join(path.read_bytes() for path in recording.parent.iterdir()) + served.log.read_bytes()
     assert b"answer 1" in everything
     assert b"secret-of" not in everything

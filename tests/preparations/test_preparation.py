@@ -129,7 +129,7 @@ def test_the_definition_the_program_and_the_account_are_part_of_the_fingerprint(
 
 
 def test_a_preparation_whose_program_is_missing_says_so(tmp_path: Path) -> None:
-    assert build("sh", *COMMAND[1:]).problem() == ""
+    assert build("true", *COMMAND[1:]).problem() == ""
     assert "no program merge:" in build().problem()
     (tmp_path / "merge").touch(0o755)
     assert build("./merge", *COMMAND[1:], working_dir=tmp_path).problem() == ""

@@ -1,6 +1,7 @@
 """Messages assembled from bytes equal those that protobuf would build."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from evalrpc.protobuf import wire_format
 from evalrpc.v1.files_pb2 import ReadArtifactResponse
-from evalrpc.v1.jobs_pb2 import JobEvent, JobInfo, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import JobAttempt, JobEvent, JobInfo, SubmitJobRequest
 
 NUMBER = ReadArtifactResponse.DATA_FIELD_NUMBER
 
@@ -75,6 +76,23 @@ def test_a_text_is_found_without_decoding_and_the_last_one_counts(call: SubmitJo
     assert wire_format.text_field(serialized, number) == call.request_id
     twice = serialized + wire_format.message_field(number, later.encode())
     assert wire_format.text_field(twice, number) == SubmitJobRequest.FromString(twice).request_id == later
+
+
+@given(
+    st.builds(JobInfo, job_id=st.text(), revision=st.integers(0, 2**40), attempts=st.lists(st.builds(JobAttempt), max_size=3)),
+    st.integers(1, 2**62),
+)
+def test_a_number_is_found_without_decoding_and_the_last_one_counts(job: JobInfo, later: int) -> None:
+    number = JobInfo.REVISION_FIELD_NUMBER
+    serialized = job.SerializeToString()
+    assert wire_format.number_field(serialized, number) == job.revision
+    assert wire_format.number_field(serialized + JobInfo(revision=later).SerializeToString(), number) == later
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_message_have_no_number_or_any(data: bytes) -> None:
+    with suppress(ValueError, OverflowError):
+        assert isinstance(wire_format.number_field(data, 1), int)
 
 
 @given(st.binary(max_size=200))

@@ -491,6 +491,26 @@ def test_all_jobs_come_as_snapshots_then_a_bookmark_then_live(tmp_path: Path) ->
     run(tmp_path, scenario)
 
 
+def test_snapshots_of_all_jobs_are_not_made_on_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as those for all watchers that come at once would take, no call would be answered."""
+    threads = set()
+    describe = QueueState.describe
+
+    def noted(*args: Any, **kwargs: Any) -> bytes:
+        threads.add(threading.get_ident())
+        return describe(*args, **kwargs)
+
+    async def scenario(world: World) -> None:
+        await world.submit()
+        watchers = [world.watch_all() for _ in range(3)]
+        await until(lambda: all(watcher.seen for watcher in watchers))
+        assert threads
+        assert threading.get_ident() not in threads
+
+    monkeypatch.setattr(QueueState, "describe", noted)
+    run(tmp_path, scenario)
+
+
 def test_a_filter_is_applied_to_snapshots_and_to_each_event(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         mine, other = await world.submit(labels={"me": "1"}), await world.submit()

@@ -340,7 +340,7 @@ class Runner:
         self.store = store
         self.runs, self.places, self.is_lost = threading.Event(), threading.Event(), threading.Event()
         self.description = "{}"
-        part = Part(host, lambda: self.description, self.runs.set, self.places.set, self.is_lost.set)
+        part = Part(host, lambda: self.description, self.runs.set, self.places.set, lambda reason: self.is_lost.set())
         store.take_part(part, seconds)
 
     def begin(self, job_id: str) -> pb.JobInfo:
