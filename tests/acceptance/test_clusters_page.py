@@ -5,6 +5,7 @@ import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from postgres_cluster import shared_cluster
 from serving import Site
 from test_operating_page import environment, serving  # noqa: F401 - a fixture
@@ -20,6 +21,7 @@ def commands(heading: str) -> list[str]:
     return [line.strip() for line in re.findall(r"^    (evalrpc .*)$", section, re.MULTILINE)]
 
 
+@pytest.mark.slow
 def test_from_a_server_on_sqlite_to_a_pair_on_postgresql(
     tmp_path: Path,
     environment: dict[str, str],  # noqa: F811

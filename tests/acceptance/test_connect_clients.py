@@ -40,6 +40,7 @@ def server(tmp_path: Path) -> Iterator[ServerHere]:
     here.stop()
 
 
+@pytest.mark.slow
 def test_buf_makes_every_call(server: ServerHere) -> None:
     job = server.api.run()
     url = http_of(server).url

@@ -103,6 +103,7 @@ def serious_findings(page: "Page") -> list[str]:
     return [f"{each['id']}: {each['help']}" for each in found if each["impact"] in ("serious", "critical")]
 
 
+@pytest.mark.slow
 def test_every_view_shows_what_there_is_and_is_usable_by_all(tabs: Tabs) -> None:
     api = api_of(tabs)
     good, better = (api.run(model, labels={"run": "a", "step": str(step)}) for step, model in enumerate(("good", "better")))
@@ -161,6 +162,7 @@ def test_jobs_appear_and_change_as_they_do_through_a_restart_of_the_server(
     context.close()
 
 
+@pytest.mark.slow
 def test_thirty_tabs_share_one_stream_and_another_takes_over_when_its_tab_is_closed(tabs: Tabs) -> None:
     pages = [tabs.open("/") for _ in range(30)]
     for page in pages:

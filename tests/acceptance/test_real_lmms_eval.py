@@ -141,6 +141,7 @@ def test_a_failed_run_says_why_in_one_line(client: EvalClient) -> None:
     assert error.log_tail
 
 
+@pytest.mark.slow
 def test_a_cancel_in_the_middle_leaves_no_process_behind(client: EvalClient, lmms_server: ServerProcess) -> None:
     job = client.evaluate("dummy", ["sums_slow"], num_gpus=0)
 
@@ -154,6 +155,7 @@ def test_a_cancel_in_the_middle_leaves_no_process_behind(client: EvalClient, lmm
     assert lmms_server.processes_of_jobs() == []
 
 
+@pytest.mark.slow
 def test_a_tiny_llava_evaluates_images(client: EvalClient) -> None:
     model = os.environ.get("EVALRPC_TEST_TINY_LLAVA")
     if not model:

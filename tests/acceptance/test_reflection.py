@@ -209,6 +209,7 @@ REFUSED = {
 """The calls that this server has a reason to refuse."""
 
 
+@pytest.mark.slow
 def test_every_unary_call_of_the_server_is_answered(client: GenericClient) -> None:
     job_id = evaluated(client)["jobId"]
     (info,) = client.call(f"{SERVICE.full_name}/GetServerInfo")

@@ -4,11 +4,12 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from serving import COMPLETED, Site
 from slurm_cluster import SlurmCluster, needs_slurm
 from test_operating_page import environment, serving  # noqa: F401 - a fixture
 
-pytestmark = needs_slurm
+pytestmark = [pytest.mark.slow, needs_slurm]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "slurm.md").read_text()
 

@@ -16,6 +16,7 @@ def on_postgres(site: Site) -> Site:
     return site
 
 
+@pytest.mark.slow
 def test_a_server_that_was_killed_goes_on_with_its_jobs_and_its_revisions(on_postgres: Site, launch: Launch) -> None:
     server = launch()
     done, slow = server.api.run(), server.api.submit("slow")

@@ -19,7 +19,7 @@ from evalrpc.config import ExecutorSettings
 from evalrpc.executors.slurm import cluster
 from evalrpc.v1 import jobs_pb2 as pb
 
-pytestmark = needs_slurm
+pytestmark = [pytest.mark.slow, needs_slurm]
 
 CLUSTER = ExecutorSettings("cluster", "slurm", poll_seconds=0.5)
 COMMAND_SECONDS = 3

@@ -86,6 +86,7 @@ BROKEN = {
 """A part of the harness by the promise that it keeps, something worse, and what the author then reads."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "promise", ["bad_exit", *(pytest.param(name, marks=pytest.mark.slow) for name in BROKEN if name != "bad_exit")]
 )
@@ -99,6 +100,7 @@ def test_a_broken_harness_fails_with_what_to_do(promise: str, project: Path) -> 
     assert message in tested.stdout
 
 
+@pytest.mark.slow
 def test_a_package_that_is_not_installed_is_named(project: Path) -> None:
     (project / "site").rename(project / "elsewhere")
     tested = pytest_of(project, "-k", "TestContract and name_of_its_table")
