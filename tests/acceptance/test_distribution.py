@@ -96,8 +96,9 @@ class Environment:
 
     def install(self, distribution: Path, extra: str = "") -> None:
         """Install with the pip that runs the tests: to install another one first takes longer."""
+        pip = (sys.executable, "-m", "pip", "--python", self.path("python"))
         requirement = f"evalrpc{extra} @ {distribution.as_uri()}"
-        run(sys.executable, "-m", "pip", "--python", self.path("python"), "install", "--quiet", "--no-compile", requirement)
+        run(*pip, "install", "--quiet", "--no-compile", requirement, env=self._variables)
 
     def path(self, name: str) -> str:
         return str(self.folder / "env" / "bin" / name)
