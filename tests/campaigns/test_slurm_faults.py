@@ -13,7 +13,7 @@ __all__ = ["slurm_cluster"]
 @needs_slurm
 def test_nothing_is_lost_repeated_or_left_whatever_of_slurm_is_taken_down(tmp_path: Path, slurm_cluster: SlurmCluster) -> None:
     counts = run_campaign(
-        tmp_path, slurm_cluster, 2 * len(FAULTS), seed=7, jobs_per_round=2, together=3, max_outage_seconds=1.0
+        tmp_path, slurm_cluster, 3 * len(FAULTS), seed=7, jobs_per_round=2, together=3, max_outage_seconds=1.0
     )
     assert counts["problems"] == []
-    assert counts["faults"] == dict.fromkeys(FAULTS, 2)
+    assert counts["faults"] == dict.fromkeys(FAULTS, 3)
