@@ -4,7 +4,7 @@
 PYTHON ?=
 # More arguments for pytest, such as ARGS="-k watch", or for the benchmarks, such as ARGS="--scale small".
 ARGS ?=
-# Tests run in as many processes as there are processors, up to four. ARGS="-n 0" runs them in one, as a debugger needs.
+# Tests run in one process more than there are processors, up to four (tests/conftest.py). ARGS="-n 0" runs them in one, as a debugger needs.
 PYTEST = -m pytest -n auto --dist worksteal
 
 SERVER := .venv

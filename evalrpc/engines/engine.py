@@ -105,9 +105,9 @@ class EngineDependencies:
     on_change: Callable[[], None]
     """Called without the lock, after anything that others may wait for."""
     stopping: threading.Event
-    keeps_idle: Callable[[], bool] = lambda: True
+    keeps_idle: Callable[[], bool]
     """Returns whether jobs may come to an engine that has none: as long as no other server places them."""
-    wait_to_start: Callable[[threading.Event], bool] = lambda stopping: not stopping.is_set()
+    wait_to_start: Callable[[threading.Event], bool]
     """Waits until this server may start processes. Returns False if it stops first."""
 
 

@@ -2,8 +2,7 @@
 
 What they are comes from a row that a run wrote. So files are only opened below the job's output folder, where no link is
 followed, and below the operator's roots, where links are that stay below the same root; and what is sent is what the descriptor
-reads. Runs on the event loop; what waits
-for the disk or for a harness goes to a thread.
+reads. Runs on the event loop; what waits for the disk or for a harness goes to a thread.
 """
 
 import asyncio

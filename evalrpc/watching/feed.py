@@ -340,7 +340,7 @@ class Feed:
 
     def _deliver_progress(self, job: pb.JobInfo) -> None:
         self._progress_count += 1
-        progress = Progress(self._progress_count, self._head, self._event_of(pb.JOB_EVENT_TYPE_PROGRESS, job, self._head), job)
+        progress = Progress(self._progress_count, self._head, self._progress_event(job), job)
         self._progress[job.job_id] = progress
         self._progress.move_to_end(job.job_id)
         self._all_waiters.wake()
@@ -416,10 +416,10 @@ class Feed:
         )
         return event.SerializeToString() + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, described)
 
-    def _event_of(self, event_type: pb.JobEventType.ValueType, job: pb.JobInfo, revision: int) -> bytes:
+    def _progress_event(self, job: pb.JobInfo) -> bytes:
         return pb.JobEvent(
-            type=event_type,
-            revision=revision,
+            type=pb.JOB_EVENT_TYPE_PROGRESS,
+            revision=self._head,
             time=self._clock.now(),
             job=job,
             terminal=job.status in lifecycle.TERMINAL,

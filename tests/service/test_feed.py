@@ -717,7 +717,7 @@ def test_an_update_comes_to_watchers_of_the_job_and_of_all_and_its_progress_stay
     async def scenario(world: World) -> None:
         job_id = await world.submit()
         one, everything = world.watch(job_id), world.watch_all()
-        await until(lambda: one.seen and everything.seen)
+        await until(lambda: one.seen and everything.seen and everything.seen[-1].type == BOOKMARK)
         await world.begin(job_id)
         world.progress(job_id, 7)
         await until(lambda: one.seen[-1].type == everything.seen[-1].type == PROGRESS)
