@@ -1023,20 +1023,20 @@ def test_doctor_reads_every_secret_and_shows_none(config: Path, tmp_path: Path) 
 
 def test_doctor_looks_for_the_program_of_every_preparation(config: Path) -> None:
     command = 'command = ["{}", "{{model}}", "{{output}}"]'
-    tables = (f"[preparations.{name}]\n{command.format(program)}\n" for name, program in (("good", "sh"), ("bad", "/no/one")))
+    tables = (f"[preparations.{name}]\n{command.format(program)}\n" for name, program in (("good", "true"), ("bad", "/no/one")))
     config.write_text(config.read_text() + "".join(tables))
     exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
     assert exit_code == 1
     assert findings["preparation good"]["good"]
     assert "install it or set preparations.bad.command" in findings["preparation bad"]["detail"]
-    config.write_text(config.read_text().replace('"sh"', '"sh", "-c"'))
+    config.write_text(config.read_text().replace('"true"', '"sh", "-c"'))
     _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
     assert "would be read as code" in findings["preparations"]["detail"]
 
 
 def test_doctor_looks_at_the_command_line_and_the_program_of_every_engine(config: Path) -> None:
     command = 'command = ["{}", "{{model}}", "--port", "{{port}}"]'
-    tables = (f"[engines.{name}]\n{command.format(program)}\n" for name, program in (("good", "sh"), ("bad", "/no/one")))
+    tables = (f"[engines.{name}]\n{command.format(program)}\n" for name, program in (("good", "true"), ("bad", "/no/one")))
     config.write_text(config.read_text() + "".join(tables))
     exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
     assert exit_code == 1

@@ -1,5 +1,6 @@
 """What Slurm loses, and what it says of an end, where a real one can't be had to do so: commands that answer as a test says."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -219,3 +220,22 @@ def test_slurm_is_told_of_an_end_that_it_does_not_notice(
     assert not cluster.living(), "nothing of it is alive, whatever Slurm says"
     eventually(lambda: NAME in commands.cancelled, "for Slurm to be told")
     assert time.monotonic() - begin_seconds >= 0.2, "it has a while to notice by itself"
+
+
+@pytest.mark.parametrize(
+    ("message", "is_refused"),
+    [
+        ("Batch job submission failed: Unexpected missing socket error", False),
+        ("Batch job submission failed: Message receive failure", False),
+        ("Batch job submission failed: Unable to create job record, try again", False),
+        ("Batch job submission failed: Invalid partition name specified", True),
+    ],
+)
+def test_what_fails_on_the_way_to_slurm_is_tried_again_and_what_slurm_refuses_is_not(
+    tmp_path: Path, message: str, is_refused: bool
+) -> None:
+    program = tmp_path / "sbatch"
+    program.write_text(f'#!/bin/sh\necho "sbatch: error: {message}" >&2\nexit 1\n')
+    program.chmod(0o755)
+    with pytest.raises(RunFailedError if is_refused else SlurmUnavailableError, match=message):
+        SlurmCommands({"PATH": f"{tmp_path}:{os.environ['PATH']}"}, 60).submit((), "")

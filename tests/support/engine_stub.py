@@ -117,7 +117,9 @@ class EngineStub(ThreadingHTTPServer):
         return Counter(each.body for each in self.asked)
 
     def close_connections(self) -> None:
-        """End, as a process does."""
+        """End, as a process does: a socket that another thread polls would listen until that returns."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
         self.server_close()
         with self.lock:
             for connection in self.connections:

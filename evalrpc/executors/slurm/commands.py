@@ -9,7 +9,7 @@ from evalrpc.errors import RunFailedError
 
 _SEPARATOR: Final = "|"
 _FORMAT: Final = _SEPARATOR.join(("%i", "%T", "%r", "%N", "%j"))  # the name last: it may have any character
-_TRANSIENT: Final = (
+_TRANSIENT: Final = (  # parts of the messages in slurm_errno.c of failures on the way to slurmctld, or in it
     "unable to contact",
     "socket timed out",
     "connection refused",
@@ -26,6 +26,15 @@ _TRANSIENT: Final = (
     "network is unreachable",
     "host is down",
     "unexpected message received",
+    "message send failure",
+    "message receive failure",
+    "failed to send entire message",
+    "zero length message",
+    "message length <",
+    "missing socket",
+    "unable to connect to database",
+    "i/o error writing script",
+    "try again",
     "standby mode",
     "insane message length",
     "header lengths are longer",
