@@ -8,16 +8,22 @@ import click
 
 from evalrpc.cli import wording
 from evalrpc.cli.connection import client_options, connect, table_options
+from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.output import Form, print_items, print_json_text, print_line
 from evalrpc.cli.suggestions import SuggestingGroup
 from evalrpc.cli.tables import Cell, Column, Kind
+from evalrpc.client import EvalClient
 from evalrpc.v1.engines_pb2 import Engine, EngineKind, EngineState
 
+_PREFIX: Final = "engine-"
+_NUMBER_LENGTH: Final = 36
+_MIN_NUMBER_LENGTH: Final = 4
+
 _COLUMNS: Final = (
-    Column("engine", Kind.WHOLE),
-    Column("state", Kind.WHOLE),
     Column("name"),
+    Column("state", Kind.WHOLE),
     Column("model"),
+    Column("engine", Kind.WHOLE),
     Column("jobs", Kind.NUMBER),
     Column("gpus"),
     Column("since", Kind.WHOLE),
@@ -48,22 +54,36 @@ def engines_command(context: click.Context, address: str | None, form: Form) -> 
 @click.argument("engine_id", metavar="ENGINE")
 @client_options
 def stop_command(engine_id: str, address: str | None, as_json: bool) -> None:
-    """End an engine; its jobs get another one. Only operators may do this. `evalrpc engines` shows the ids."""
+    """End an engine, given by its id or the first 4 characters of its number or more; its jobs get another one. Only operators
+    may do this. `evalrpc engines` shows the ids."""
     with connect(address) as client:
+        engine_id = _whole_id(client, engine_id)
         client.stop_engine(engine_id)
     if as_json:
         print_json_text(json.dumps({"engine_id": engine_id}))
     else:
-        print_line(f"engine {engine_id} is ended")
+        print_line(f"{engine_id} is being ended")
+
+
+def _whole_id(client: EvalClient, text: str) -> str:
+    """Return the id of the engine whose id begins so; what is no such beginning is left to the server. Exits with 2 if those of
+    several do."""
+    number = text.removeprefix(_PREFIX)
+    if not _MIN_NUMBER_LENGTH <= len(number) < _NUMBER_LENGTH:
+        return text
+    found = [each.engine_id for each in client.list_engines().engines if each.engine_id.startswith(_PREFIX + number)]
+    if len(found) > 1:
+        fail(ExitCode.WRONG_CALL, f"the ids of several engines begin with {text}:", *(f"  {each}" for each in found))
+    return found[0] if found else text
 
 
 def _row(engine: Engine) -> tuple[Cell, ...]:
     served = engine.served_model
     return (
-        engine.engine_id,
-        EngineState.Name(engine.state).removeprefix("ENGINE_STATE_") if engine.state in EngineState.values() else engine.state,
         served.engine,
+        EngineState.Name(engine.state).removeprefix("ENGINE_STATE_") if engine.state in EngineState.values() else engine.state,
         served.model,
+        engine.engine_id,
         engine.job_count,
         ",".join(engine.gpus),
         wording.time_text(engine.state_since),
@@ -88,6 +108,6 @@ def _details(engine: Engine) -> Iterator[str]:
 
 
 def _kind_row(kind: EngineKind) -> tuple[Cell, ...]:
-    state = "UNAVAILABLE" if kind.unavailable_reason else "ENDPOINT" if kind.endpoint else ""
+    state = "UNAVAILABLE" if kind.unavailable_reason else "ENDPOINT" if kind.endpoint else "NOT UP"
     detail = kind.unavailable_reason or (f"takes {', '.join(kind.args)}" if kind.args else "")
-    return ("", state, kind.name, ", ".join(kind.models), None, "", "", detail, "", "", "", None)
+    return (kind.name, state, ", ".join(kind.models), "", None, "", "", detail, "", "", "", None)

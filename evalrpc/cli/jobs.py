@@ -194,7 +194,7 @@ def _node_text(node: NodeState) -> str:
 
 
 def _gpu_text(gpu: Gpu) -> str:
-    holder = gpu.job_id or (f"engine {gpu.engine_id}" if gpu.engine_id else "held by a job of others" if gpu.held else "")
+    holder = gpu.job_id or gpu.engine_id or ("held by a job of others" if gpu.held else "")
     state = gpu.quarantine_reason or holder
     if gpu.cordoned:
         return f"cordoned; {state}" if state else "cordoned"

@@ -69,7 +69,7 @@ INHERITED_VARIABLES: Final = (
 )
 """The variables of the server that a run has by default: what harnesses, their libraries and CUDA read."""
 
-_GPUS: Final = re.compile(r"auto|\d*|\w[\w.:/-]*(,\w[\w.:/-]*)*")
+_GPUS: Final = re.compile(r"auto|\d*|(?!none\b)\w[\w.:/-]*(,\w[\w.:/-]*)*")
 _UIDS: Final = re.compile(r"([0-9]{1,10})-([0-9]{1,10})")
 _MAX_UID: Final = 2**32 - 2  # one more means: leave it as it is
 
@@ -85,7 +85,9 @@ def _is_file_mode(mode: int) -> bool:
 
 _UIDS_RULE: Final = Rule(f"be empty or FIRST-LAST, of numbers from 1 to {_MAX_UID}", _is_uids, "FIRST-LAST")
 _GPUS_RULE: Final = Rule(
-    "be `auto`, a number, or a list such as `0,2,3`", lambda gpus: _GPUS.fullmatch(gpus) is not None, "auto|N|0,2,3"
+    "be `auto`, a number (0 for none), or a list such as `0,2,3`",
+    lambda gpus: _GPUS.fullmatch(gpus) is not None,
+    "auto|N|0,2,3",
 )
 _MODE_RULE: Final = Rule("be the rights of a file that its owner may read and write, such as 0640", _is_file_mode)
 _STORE_RULE: Final = Rule(

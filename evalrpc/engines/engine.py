@@ -255,7 +255,7 @@ class Engine:
             self._note_failure(RunFailedError(LOST, f"the engine can't be supervised: {error.strerror or error}"))
         except Exception as error:  # noqa: BLE001 - the last resort: its devices must not hang on it, nor the jobs that wait
             _log.exception("a bug ends an engine", extra={"engine_id": self.engine_id})
-            self._note_failure(RunFailedError(START_FAILED, f"the engine {self.engine_id} can't be supervised: {error!r}"))
+            self._note_failure(RunFailedError(START_FAILED, f"{self.engine_id} can't be supervised: {error!r}"))
         if not self.dependencies.stopping.is_set():
             self._end()
         else:  # it goes on, for the next server
@@ -314,7 +314,7 @@ class Engine:
         self._held_port = held
         command = replace(self.definition.command(self.served, self.port), secrets=secrets)
         executor, key = self.dependencies.executor, self._key
-        _log.info("starting %s for %s", command.argv[0], self.served.model, extra=self._place())
+        _log.info("starting engine %s for %s", self.definition.name, self.served.model, extra=self._place())
         try:
             make_private_folder(self._start_dir)
             self.remember()
@@ -370,7 +370,7 @@ class Engine:
         self._ports_lost += 1
         if self._ports_lost >= _MAX_PORTS_LOST:
             self._fail_to_start(str(error))
-        _log.warning("an engine is started again: %s", error, extra=self._place())
+        _log.warning("engine %s is started again: %s", self.definition.name, error, extra=self._place())
         self._end_process()
 
     def _let_go_of_port(self) -> None:
@@ -443,7 +443,7 @@ class Engine:
             self.remember()
         if is_folder(self.served) and self.beside is None:
             self.dependencies.weights.begin(Path(self.served.model))  # now, while it is in memory
-        _log.info("an engine answers for %s", self.served.model, extra=self._place())
+        _log.info("engine %s answers for %s", self.definition.name, self.served.model, extra=self._place())
         self.dependencies.on_change()
 
     def _note_restart(self) -> None:
@@ -453,7 +453,7 @@ class Engine:
             self.restart_count += 1
             if self.state != ENGINE_STATE_STARTING:
                 self._move(ENGINE_STATE_STARTING)
-        _log.warning("an engine has ended while jobs use it, and is started again", extra=self._place())
+        _log.warning("engine %s has ended while jobs use it, and is started again", self.definition.name, extra=self._place())
         self.dependencies.on_change()
 
     def _note_failure(self, error: RunFailedError) -> None:
@@ -486,7 +486,7 @@ class Engine:
                 self._move(ENGINE_STATE_ENDED)
             with suppress(OSError):  # else the next server finds that nothing of it is there
                 (self.folder / _STATE_FILE).unlink(missing_ok=True)
-            _log.info("an engine has ended", extra=self._place())
+            _log.info("engine %s has ended", self.definition.name, extra=self._place())
             self.dependencies.on_change()
 
     def _let_answer(self, engine: "Engine") -> None:
@@ -513,7 +513,7 @@ class Engine:
             try:
                 handle.end(self.dependencies.grace_seconds)
             except (RunFailedError, OSError) as error:
-                problem = f"engine {self.engine_id}: {error}"
+                problem = f"{self.engine_id}: {error}"
                 self.dependencies.executor.quarantine(self._key, self.resources.devices, problem)
                 _log.warning("%s", problem, extra=self._place())
                 return

@@ -516,7 +516,8 @@ class EnginePool:
         if engine is not None:
             return engine
         if (breaker := self._open_breaker(name, job.owner)) is not None:
-            raise _copy(breaker.error)
+            seconds = max(1, round(breaker.until - self._clock.monotonic()))
+            raise _copy(breaker.error, f"; it is not started again for another {seconds} s")
         raise RunFailedError(LOST, "the engine that the job was to use has ended before the job began")
 
     def _is_out_of_date(self, engine: Engine, job: JobInfo, fingerprint: str) -> bool:
@@ -624,10 +625,11 @@ def _failure(engine: Engine) -> RunFailedError:
     return RunFailedError(LOST, f"the engine has ended: {engine.stop_reason or 'it was not needed any more'}")
 
 
-def _copy(error: RunFailedError) -> RunFailedError:
-    """Return the same for another job, with the end of the engine's log."""
-    copy = RunFailedError(error.job_error.reason, error.message)
-    copy.job_error.CopyFrom(error.job_error)
+def _copy(error: RunFailedError, more: str = "") -> RunFailedError:
+    """Return the same for another job, with the end of the engine's log. `more` is added to its message."""
+    copy = RunFailedError(error.job_error.reason, error.message + more)
+    copy.job_error.MergeFrom(error.job_error)
+    copy.job_error.message += more
     return copy
 
 

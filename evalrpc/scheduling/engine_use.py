@@ -84,4 +84,4 @@ def gpus_by_owner(holdings: Iterable[EngineHolding], owner_of: Callable[[str], s
 def loading_text(holding: EngineHolding) -> str:
     """Say what an engine does that loads its model, and for how long."""
     again = " again" if holding.has_answered else ""
-    return f"engine {holding.engine_id} is loading {holding.model or 'its model'}{again}, {int(holding.loading_seconds)} s"
+    return f"{holding.engine_id} is loading {holding.model or 'its model'}{again}, {int(holding.loading_seconds)} s"

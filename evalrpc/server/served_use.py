@@ -50,7 +50,7 @@ def violations(request: EvaluateRequest, servers: Mapping[str, ModelServer], har
 def judge_violations(request: EvaluateRequest, servers: Mapping[str, ModelServer], harness: Harness | None) -> _Violations:
     """Yield what is wrong with the judge that a request has."""
     if harness is not None and not isinstance(harness, JudgedHarness):
-        yield FieldViolation("judge_model", f"tasks of harness {harness.name} are told of no judge: leave it out")
+        yield FieldViolation("judge_model", f"harness {harness.name} can't point its tasks at a judge: leave it out")
         return
     server = servers.get(request.judge_model.engine)
     yield from _served("judge_model", request.judge_model, servers)

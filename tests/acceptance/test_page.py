@@ -354,6 +354,7 @@ def test_a_browser_that_a_proxy_signs_in_needs_no_token(browser: "Browser", star
             queue = tabs.open("/")
             queue.get_by_text("alice").wait_for()
             queue.get_by_text("No jobs here").wait_for()
+            assert not queue.get_by_role("button", name="Sign out").count(), "it would end nothing"
             page = tabs.open("/submit")
             page.get_by_label("Model type").fill("good")
             page.get_by_label("Tasks").fill("t")

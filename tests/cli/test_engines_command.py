@@ -42,7 +42,12 @@ def test_engines_are_a_table_of_those_that_are_there_and_those_that_may_be_named
     )
     assert shown["model"] == r"acme/tiny\x1b[31m", "no control character reaches a terminal"
     assert shown["detail"] == "started in 1m15s, dtype=float32"
-    assert (named["engine"], named["name"], named["detail"]) == ("", "sglang", "no program")
+    assert (named["engine"], named["name"], named["state"], named["detail"]) == ("", "sglang", "UNAVAILABLE", "no program")
+
+
+def test_an_engine_that_is_not_up_says_so(run: Run, service: FakeService) -> None:
+    service.engines.kinds.append(EngineKind(name="vllm", args=["dtype"]))
+    assert run("engines").stdout.splitlines()[1].split("\t")[:2] == ["vllm", "NOT UP"]
 
 
 def test_engines_are_json_for_programs(run: Run, service: FakeService, engine: Engine) -> None:
@@ -54,10 +59,20 @@ def test_engines_are_json_for_programs(run: Run, service: FakeService, engine: E
 
 def test_an_engine_is_ended_by_its_id(run: Run, service: FakeService) -> None:
     result = run("engines", "stop", "e-1")
-    assert (result.exit_code, result.stdout) == (0, "engine e-1 is ended\n")
+    assert (result.exit_code, result.stdout) == (0, "e-1 is being ended\n")
     assert run("engines", "stop", "e-1", "--json").stdout == '{"engine_id": "e-1"}\n'
     assert [request.engine_id for request in service.received["StopEngine"]] == ["e-1"] * 2  # type: ignore[attr-defined]
     assert not service.received["ListEngines"]
+
+
+def test_an_engine_is_named_by_the_beginning_of_its_id(run: Run, service: FakeService) -> None:
+    ids = [f"engine-{number}-4f2c-9d5e-8f1a-0b54e7a63a51" for number in ("0b54e7a6", "0b54ffff")]
+    service.engines.engines.extend(Engine(engine_id=engine_id) for engine_id in ids)
+    for text in ("0b54e", "engine-0b54e", ids[0]):
+        assert run("engines", "stop", text).stdout == f"{ids[0]} is being ended\n"
+    result = run("engines", "stop", "0b54")
+    assert (result.exit_code, "several engines begin with 0b54" in result.stderr) == (2, True)
+    assert [request.engine_id for request in service.received["StopEngine"]] == [ids[0]] * 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("arguments", [["engines", "stop"], ["engines", "start"], ["logs", JOB_ID, "--engine", "x"]])
@@ -84,4 +99,4 @@ def test_a_job_is_shown_with_the_model_that_is_served(run: Run, service: FakeSer
 
 def test_the_queue_says_which_engine_holds_a_gpu(run: Run, service: FakeService) -> None:
     service.queue.gpus.append(Gpu(id="2", held=True, engine_id="e-1"))
-    assert "GPU 2\tengine e-1" in run("queue").stdout
+    assert "GPU 2\te-1" in run("queue").stdout

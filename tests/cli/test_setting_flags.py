@@ -187,6 +187,6 @@ def test_what_is_wrong_with_a_setting_names_its_flag_or_where_it_comes_from(tmp_
     tls = ("--listen", "127.0.0.1:0", "--tls-cert", str(tmp_path / "none"))
     assert error(*tls).startswith("evalrpc: setting tls_key (--tls-key): is missing")
     assert error(*tls, "--tls-key", "key").startswith("evalrpc: setting tls_cert (--tls-cert): can't read ")
-    from_flag = "evalrpc: setting gpus: must be `auto`, a number, or a list such as `0,2,3` (from --gpus)\n"
+    from_flag = "evalrpc: setting gpus: must be `auto`, a number (0 for none), or a list such as `0,2,3` (from --gpus)\n"
     assert error("--gpus", "x,") == from_flag
     assert error("--config", str(tmp_path / "file.toml")) == from_flag.replace("--gpus", str(tmp_path / "file.toml"))

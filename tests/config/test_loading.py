@@ -195,6 +195,7 @@ BAD = [
     ("insecure_no_auth", "yes"),
     ("gpus", "0,,1"),
     ("gpus", "0, 1"),
+    ("gpus", "none"),
     ("max_running", "-1"),
     ("max_running", "many"),
     ("max_running", "1.5"),

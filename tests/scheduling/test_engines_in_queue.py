@@ -193,13 +193,13 @@ def test_jobs_wait_in_the_queue_while_their_engine_loads_and_are_told_so(queue: 
     queue.engines.put("m", "0", "1", users=frozenset({first}), is_loading=True, has_answered=False, loading_seconds=43.4)
     second = queue.submit("m", 2)
     assert queue.state.choose(queue.state.free(), RESERVATION, {first: Resources("local")}, NOW) is None
-    assert queue.reason(second) == "engine engine-m is loading /m, 43 s"
+    assert queue.reason(second) == "engine-m is loading /m, 43 s"
     job = queue.copy(first)
     job.status, job.attempt = RUNNING, 1
     queue.commit(job)
     shown = queue.state.set_progress(first, pb.Progress(phase=pb.Progress.PHASE_SERVING))
     assert shown is not None
-    assert shown.wait_reason == queue.reason(first) == "engine engine-m is loading /m, 43 s"
+    assert shown.wait_reason == queue.reason(first) == "engine-m is loading /m, 43 s"
     queue.engines.put("m", is_loading=False, has_answered=True)
     assert queue.placed() == second
 

@@ -144,6 +144,7 @@ def test_an_engine_that_does_not_come_to_answer_fails_its_jobs_with_the_reason(
     jobs = [ended(api, submit(api, model, num_gpus=1, args={"behave": how})) for _ in range(3)]
     assert [job.error.reason for job in jobs] == [reason] * 3
     assert words in jobs[0].error.message
+    assert "it is not started again for another" in jobs[-1].error.message
     assert len(models.starts(model)) <= 1, "the others need not wait for the same failure"
     eventually(lambda: api.GetQueue().free_gpu_count == 2, "for the engine to end")
     (engine,) = api.ListEngines().engines

@@ -86,6 +86,8 @@ def test_a_browser_signs_in_with_a_token_and_stays_so_until_that_is_revoked(serv
     cookie = session_of(http, token)
     assert caller(http, cookie) == (200, "alice")
     assert caller(http, f"other=1; {cookie}") == (200, "alice")
+    assert http.get("/v1/session", cookie=cookie).json == {"hasSession": True}
+    assert http.get("/v1/session").json == {"hasSession": False}
     revoke_token(site.folder / "data", token)
     eventually(lambda: caller(http, cookie)[0] == 401, "for the session to end with its token")
 
@@ -133,3 +135,4 @@ def test_a_proxy_signs_browsers_in_and_only_the_servers_own_page_may_change_anyt
         assert http.call("ListJobs", authorization="Bearer x", origin=http.url, **good).status == 401
         cookie = {"cookie": f"{SESSION_COOKIE}=no-longer-valid"}
         assert http.call("ListJobs", origin=http.url, **cookie, **good).status == 200
+        assert http.get("/v1/session", **cookie, **good).json == {"hasSession": False}, "there is nothing to sign out of"

@@ -112,7 +112,8 @@ def test_runs_go_on_in_the_same_attempt_under_the_next_scheduler(
     assert first.api.run().attempts[0].node == "alpha"  # so it is the scheduler
     second = launch("--host-name", "beta")
     left = f"evalrpc-{finished(second.api, submit(second.api)).job_id}-1"
-    subprocess.run(["sbatch", f"--job-name={left}", "--wrap=sleep 1000"], check=True, env=slurm_cluster.environment)
+    batch = ("sbatch", f"--job-name={left}", f"--output={os.devnull}", "--wrap=sleep 1000")
+    subprocess.run(batch, check=True, env=slurm_cluster.environment)
     slow = submit(second.api, "slow", num_gpus=GPU_COUNT)
     started(second.api, site, slow)
     waiting = submit(second.api, "good", num_gpus=GPU_COUNT)

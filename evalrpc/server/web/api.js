@@ -60,6 +60,11 @@ export async function signIn(token) {
   await send(SESSION, "POST", { token });
 }
 
+// Whether there is one that can be ended: whom a proxy or a certificate signs in has none. Throws CallError.
+export async function hasSession() {
+  return (await (await send(SESSION, "GET")).json()).hasSession;
+}
+
 // End it.
 export async function signOut() {
   await send(SESSION, "DELETE");

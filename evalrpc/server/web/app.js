@@ -1,6 +1,6 @@
 // The page: which view the URL asks for, and what stands around it.
 import { html, render, useEffect, useState } from "./html.js";
-import { call, signOut } from "./api.js";
+import { call, hasSession, signOut } from "./api.js";
 import { listen } from "./events.js";
 import { Guard } from "./parts.js";
 import { QueueView } from "./views/queue.js";
@@ -46,6 +46,7 @@ addEventListener("click", (event) => {
 function App() {
   const [url, setUrl] = useState(location.href);
   const [caller, setCaller] = useState(null);
+  const [canSignOut, setCanSignOut] = useState(false);
   const [online, setOnline] = useState(true);
   useEffect(() => {
     const follow = () => setUrl(location.href);
@@ -61,6 +62,7 @@ function App() {
         go(`/signin?next=${encodeURIComponent(location.pathname + location.search)}`, true);
       }
     });
+    hasSession().then(setCanSignOut, () => setCanSignOut(false));
   }, [new URL(url).pathname === "/signin"]);
 
   const { pathname, searchParams } = new URL(url);
@@ -79,7 +81,8 @@ function App() {
       </nav>
       <span class="spacer"></span>
       ${!online && html`<span class="offline" role="status">not connected, trying again</span>`}
-      ${caller && caller.owner && html`<span class="caller">${caller.owner}</span>
+      ${caller && caller.owner && html`<span class="caller">${caller.owner}</span>`}
+      ${caller && canSignOut && html`
         <button type="button" class="plain" onClick=${() => signOut().then(() => location.assign("/signin"))}>Sign out</button>`}
     </header>
     <main id="main" tabindex="-1">

@@ -83,6 +83,15 @@ class HttpRequest:
         return found[0].decode("latin-1") if len(found) == 1 and not is_own else ""
 
     @cached_property
+    def session_token(self) -> str:
+        """The token of a browser's session; empty if there is none, or another token counts more."""
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
+        if self.proxy_token or any(name == "authorization" for name, _ in headers):
+            return ""
+        pairs = (pair.strip().partition("=") for name, value in headers if name == "cookie" for pair in value.split(";"))
+        return next((value for name, _, value in pairs if name == SESSION_COOKIE), "")
+
+    @cached_property
     def parameters(self) -> Sequence[tuple[str, str]]:
         """The parameters in the query. Raises InvalidRequestError."""
         try:
@@ -98,7 +107,7 @@ class HttpRequest:
         """Return the headers, with names in small letters; and the token of a browser, which its session or a proxy has, as a
         client would send it."""
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
-        token = self.proxy_token or _session_token(headers)
+        token = self.proxy_token or self.session_token
         return [*headers, ("authorization", f"Bearer {token}")] if token else headers
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
@@ -171,14 +180,6 @@ class HttpRequest:
     def _expects_body(self) -> bool:
         """Return whether the client sends a body, which nobody has read."""
         return "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
-
-
-def _session_token(headers: Sequence[tuple[str, str]]) -> str:
-    """Return the token in a browser's cookie; empty if there is none, or a token that counts more."""
-    if any(name == "authorization" for name, _ in headers):
-        return ""
-    pairs = (pair.strip().partition("=") for name, value in headers if name == "cookie" for pair in value.split(";"))
-    return next((value for name, _, value in pairs if name == SESSION_COOKIE), "")
 
 
 def _too_large(most: int) -> RequestTooLargeError:

@@ -30,15 +30,22 @@ class SessionEndpoint:
         self._attributes = "; HttpOnly; SameSite=Strict; Path=/" + ("; Secure" if is_tls else "")
 
     async def answer(self, request: HttpRequest) -> None:
-        """Begin a session (POST, with the token) or end it (DELETE). Raises UnauthenticatedError, InvalidRequestError."""
+        """Say whether there is a session (GET), begin one (POST, with the token) or end it (DELETE). Whom a proxy or a
+        certificate signs in has none.
+
+        Raises UnauthenticatedError, InvalidRequestError.
+        """
         match request.method:
+            case "GET":
+                body = json.dumps({"hasSession": bool(request.session_token)}).encode()
+                await request.respond(200, ((b"content-type", _TYPE.encode()), *INERT), body)
             case "POST":
                 token = await _token_of(request)
                 await self._answer(request, token, await self._max_age_of(request, token))
             case "DELETE":
                 await self._answer(request, "", 0)
             case _:
-                await request.respond(405, ((b"allow", b"DELETE, POST"), *INERT))
+                await request.respond(405, ((b"allow", b"DELETE, GET, POST"), *INERT))
 
     async def _max_age_of(self, request: HttpRequest, token: str) -> int | None:
         """Return for how many seconds a token holds; None: until it is revoked. Raises UnauthenticatedError."""
