@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from evalrpc.harnesses.sample_answers import FAILED_ANSWER_MARK
+from evalrpc.harnesses.sample_answers import failure
 from evalrpc.v1.comparison_pb2 import AnswerCounts
 
 _ANSWERS: Final = ("resps", "filtered_resps", "answer")
@@ -63,7 +63,7 @@ def bad_ratio(counts: AnswerCounts) -> float:
 def _is_failed(answer: object) -> bool:
     while isinstance(answer, list) and answer:
         answer = answer[0]
-    return isinstance(answer, str) and answer.startswith(FAILED_ANSWER_MARK)
+    return isinstance(answer, str) and failure(answer) is not None
 
 
 def _is_empty(answer: object) -> bool:

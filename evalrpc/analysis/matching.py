@@ -160,12 +160,20 @@ def _definition_differences(ours: ModelResult | None, theirs: ModelResult | None
 
 
 def _differences(ours: TaskResult, theirs: TaskResult) -> Iterator[str]:
-    if ours.version and theirs.version and ours.version != theirs.version:
+    if ours.version and theirs.version and _number_of(ours.version) != _number_of(theirs.version):
         yield f"version {ours.version} and {theirs.version}"
     if ours.HasField("num_fewshot") and theirs.HasField("num_fewshot") and ours.num_fewshot != theirs.num_fewshot:
         yield f"num_fewshot {ours.num_fewshot} and {theirs.num_fewshot}"
+    sizes = ours.original_sample_count, theirs.original_sample_count
+    if all(sizes) and sizes[0] != sizes[1]:
+        yield f"{sizes[0]} and {sizes[1]} documents in the dataset"
     if ours.config_hash and theirs.config_hash and ours.config_hash != theirs.config_hash:
         yield "another configuration (config_hash)"
+
+
+def _number_of(version: str) -> str:
+    """Return a version without what only says that it is a fraction: harnesses write 1 as `1` or `1.0`."""
+    return version.removesuffix(".0")
 
 
 def require_results(job: JobInfo) -> None:

@@ -5,6 +5,7 @@ table `metrics`. A row with a `filter` belongs to that filter only. Anything but
 text, counts as absent; so does NaN, which stands for a sample that was not scored.
 """
 
+import hashlib
 import json
 import math
 from array import array
@@ -29,6 +30,8 @@ MAX_VALUES: Final = 8_000_000
 _MAX_SCANNED: Final = 8  # of so few columns each is looked for in every row
 _MAX_VALUE: Final = 1e100  # no sum of such values overflows; a larger one makes the mean NaN, as it should
 _TOLERANCE: Final = 1e-4
+_HASH_OF_NONE: Final = hashlib.sha256(b"null").hexdigest()
+"""What lmms-eval gives every document for a hash."""
 _TRUTH: Final = {"True": True, "False": False}
 
 
@@ -56,7 +59,8 @@ class SampleValues:
     """Numbers that stand for the samples' ids; sorted and unique."""
     values: NDArray[np.float64]
     documents: NDArray[np.int64]
-    """Numbers that stand for the samples' documents in this process; 0 where the harness gives none."""
+    """Numbers that stand for the samples' documents in this process: even ones for hashes of documents, odd ones for what is
+    expected as answer; 0 where the harness gives neither."""
     clusters: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Numbers that stand for the samples' clusters in this process; 0 where a sample has none. Empty if none has."""
     repeats: Repeats | None = None
@@ -124,14 +128,20 @@ def pair(baseline: SampleValues, candidate: SampleValues) -> Pairs:
         ours = theirs = slice(None)
     else:
         _, ours, theirs = np.intersect1d(baseline.ids, candidate.ids, assume_unique=True, return_indices=True)
-    documents, their_documents = baseline.documents[ours], candidate.documents[theirs]
-    same = (documents == their_documents) | (documents == 0) | (their_documents == 0)
+    same = _may_be_same(baseline.documents[ours], candidate.documents[theirs])
     other_count = int(np.count_nonzero(~same))
     if other_count:
         ours, theirs = _places(ours, same), _places(theirs, same)
     values, their_values = baseline.values[ours], candidate.values[theirs]
     unpaired_count = len(baseline.ids) + len(candidate.ids) - 2 * len(values)
     return Pairs(values, their_values, ours, theirs, unpaired_count, other_count)
+
+
+def _may_be_same(documents: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return where two documents are the same, or nothing that both have a number of says that they differ."""
+    is_comparable = (documents != 0) & (others != 0) & ((documents ^ others) & 1 == 0)
+    same: NDArray[np.bool_] = (documents == others) | ~is_comparable
+    return same
 
 
 def _places(places: NDArray[np.int64] | slice, taken: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -197,7 +207,7 @@ def read_samples(
         has_clusters = has_clusters or cluster != 0
         offered = offered or tuple(islice(offered_fields(row), MAX_OFFERED))
         begin = position() if position is not None else -1
-        values_left -= of_rows.take(_Sample(sample_id, _document(row.get("doc_hash")), cluster, begin), row)
+        values_left -= of_rows.take(_Sample(sample_id, _document(row), cluster, begin), row)
         if values_left <= 0:
             break
     return TaskSamples({column.key: column.averaged() for column in columns}, answers.counts(), has_clusters, offered)
@@ -355,8 +365,12 @@ def _id(doc_id: object) -> int | None:
     return _digest(json.dumps(doc_id)) if isinstance(doc_id, str | int | float) else None
 
 
-def _document(doc_hash: object) -> int:
-    return hash(doc_hash) if isinstance(doc_hash, str) and doc_hash else 0
+def _document(row: Mapping[str, object]) -> int:
+    """Return a number for the document of a row: by its hash, or else by the answer that is expected."""
+    doc_hash, target = row.get("doc_hash"), row.get("target")
+    if isinstance(doc_hash, str) and doc_hash and doc_hash != _HASH_OF_NONE:
+        return (hash(doc_hash) & ~1) or 2
+    return hash(json.dumps(target)) | 1 if isinstance(target, str | int | float | list) and target != "" else 0
 
 
 def _digest(text: str) -> int:

@@ -1,7 +1,6 @@
 """Options, log and results that lm-eval and lmms-eval share, since the latter is derived from the former."""
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
@@ -11,6 +10,7 @@ from evalrpc.harnesses.arguments import number_text, plain_arguments
 from evalrpc.harnesses.bad_answers import require_answers
 from evalrpc.harnesses.base import Command, Exit, Preload, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
+from evalrpc.harnesses.ignored_settings import ignored_settings
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.harnesses.sample_answers import AnswersOfRun
 from evalrpc.results.layout import missing_tasks, read_results
@@ -28,11 +28,14 @@ from evalrpc.v1.results_pb2 import ModelResult
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,8})?|[1-9][0-9]{0,8}")
 _NOT_SAVED = re.compile(r".*(?: - |\] )(?P<error>\w+(?:Error|Exception)\(.*\))")
-_ENGINES: Final = frozenset({"vllm", "sglang"})
-"""Parts of the names of models that an engine runs, which has processes of its own."""
+_ENGINES: Final = frozenset({"vllm", "sglang", "srt", "trtllm", "fastvideo", "nanovlm", "async"})
+"""Parts of the names of models that an engine runs, which has processes of its own, or that spread their copies themselves."""
 _STRATEGIES: Final = ("auto", "balanced", "balanced_low_0", "sequential")
 """The device maps of accelerate that spread a model."""
-_SIZES: Final = ("tensor_parallel_size", "tp_size", "tp", "pipeline_parallel_size", "pp_size", "data_parallel_size", "dp_size")
+_SIZES: Final = (
+    *("tensor_parallel_size", "tensor_parallel", "tp_size", "tp", "pipeline_parallel_size", "pp_size", "pp"),
+    *("data_parallel_size", "data_parallel", "dp_size", "dp", "expert_parallel_size", "ep_size"),
+)
 """Arguments that say over how many GPUs a process spreads its model, or copies of it."""
 _MAX_LINE_CHARACTERS: Final = 2000  # matching takes quadratic time
 _PHASES: Final = (
@@ -113,8 +116,10 @@ def _splits_model(request: EvaluateRequest) -> bool:
 
 
 def _is_spread(device_map: object) -> bool:
-    """Return whether a device map names a strategy, or a device for each part, rather than one device for the whole model."""
-    return isinstance(device_map, dict) or device_map in _STRATEGIES
+    """Return whether a device map names a strategy, or several devices, rather than one device for the whole model."""
+    if isinstance(device_map, dict):
+        return device_map.keys() != {""}
+    return device_map in _STRATEGIES
 
 
 def _launcher(run: Run) -> Iterator[str]:
@@ -143,7 +148,7 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
     if not results:
         raise _no_results(log_tail, title)
     _check_tasks(results, run)
-    for warning in (*_ignored_shots(results, run.request), *_bad_answers(results, run)):
+    for warning in (*ignored_settings(results.values(), run.request), *_bad_answers(results, run)):
         _warn(results, warning)
     return results
 
@@ -160,19 +165,6 @@ def _warn(results: Mapping[str, ModelResult], warning: str) -> None:
     """Say of every model what is doubtful about its results."""
     for result in results.values():
         result.warnings.append(warning)
-
-
-def _ignored_shots(results: Mapping[str, ModelResult], request: EvaluateRequest) -> Iterator[str]:
-    """Yield a warning for each number of shots that a task has chosen itself, against the request."""
-    if not request.HasField("num_fewshot"):
-        return
-    shots = defaultdict[int, set[str]](set)
-    for task in (task for result in results.values() for task in result.tasks if not task.is_group):
-        if task.HasField("num_fewshot") and task.num_fewshot != request.num_fewshot:
-            shots[task.num_fewshot].add(task.task)
-    for shown, tasks in sorted(shots.items()):
-        names = ", ".join(sorted(tasks))
-        yield shorten(f"num_fewshot: {request.num_fewshot} asked for and {shown} shown, as the task itself says: {names}")
 
 
 def _no_results(log_tail: Iterable[str], title: str) -> RunFailedError:

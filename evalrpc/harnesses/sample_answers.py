@@ -16,7 +16,14 @@ from evalrpc.results.metrics import mapping
 from evalrpc.v1.results_pb2 import ModelResult
 
 FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
-"""The beginning of the text that stands for a missing answer."""
+"""The beginning of the text that stands for a missing answer of most of lmms-eval's models."""
+
+_FAILURES: Final = (
+    re.compile(rf"{re.escape(FAILED_ANSWER_MARK)}[^]]*(?:\] ?)?", re.DOTALL),
+    re.compile(r"\[(?:ERROR|GENERATION_FAILED)\] "),
+    re.compile(r"(?=Video .{1,4096} (?:can not load|generate failed), check the source\Z)", re.DOTALL),
+)
+"""How texts begin that stand for a missing answer, in all of lmms-eval's models."""
 
 CHUNK_BYTES: Final = 1024 * 1024
 MAX_SEARCHED_BYTES: Final = 2 * 1024**3
@@ -24,6 +31,8 @@ MAX_SEARCHED_BYTES: Final = 2 * 1024**3
 
 _MAX_SAMPLE_BYTES: Final = 16 * 1024 * 1024
 _TEXT: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_SIGNS: Final = (FAILED_ANSWER_MARK.encode(), b"[ERROR] ", b"[GENERATION_FAILED] ", b", check the source")
+"""A part of each of those texts."""
 _EMPTY: Final = re.compile(rb'resps":[\s\[]*+(?:\]|(?:' + _TEXT + rb'[\s,\[\]]++)*?"(?:\s|\\[nrt]|\\u3000|\\u00a0)*+")')
 """An answer in a line of samples, `resps` or `filtered_resps`, with an empty text in it: then counting is needed."""
 
@@ -65,10 +74,9 @@ class AnswersOfRun:
 
 
 def _may_be_bad(file: BinaryIO) -> bool:
-    mark = FAILED_ANSWER_MARK.encode()
     file.seek(0)
     while chunk := file.read(CHUNK_BYTES) + file.readline(_MAX_SAMPLE_BYTES):  # whole lines
-        if mark in chunk or _EMPTY.search(chunk):
+        if any(sign in chunk for sign in _SIGNS) or _EMPTY.search(chunk):
             return True
     return False
 
@@ -80,10 +88,16 @@ def _count(answers: Iterable[str | None]) -> BadAnswers:
         total += 1
         if answer is None or not answer.strip():
             empty += 1
-        elif answer.startswith(FAILED_ANSWER_MARK):
+        elif (why := failure(answer)) is not None:
             failed += 1
-            first = first or answer
-    return BadAnswers(failed, empty, total, first.partition("] ")[2] or first)
+            first = first or why
+    return BadAnswers(failed, empty, total, first)
+
+
+def failure(answer: str) -> str | None:
+    """Return why there is no answer, if the text stands for a missing one; None for an answer."""
+    begin = next((match for pattern in _FAILURES if (match := pattern.match(answer))), None)
+    return None if begin is None else answer[begin.end() :] or answer
 
 
 def _answers(file: BinaryIO) -> Iterator[str | None]:

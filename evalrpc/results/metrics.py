@@ -32,10 +32,12 @@ _NO_METRICS: Final = frozenset({"alias", "name", " ", "samples", "sample_len", "
 _STAND_IN: Final = "bypass"
 """The metric that lm-eval writes, as 999, where it was asked for none."""
 _NUMBER: Final = r"[+-]?(?:(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:e[+-]?[0-9]{1,4})?|nan|inf|infinity)"
-_SCALAR: Final = r"(?:(?:np|numpy|torch|jnp)\.[a-z]{1,9}[0-9]{0,3}|float(?:16|32|64)|int(?:32|64)|array|tensor)"
-"""How scalars of array libraries print themselves."""
+_SCALAR: Final = r"(?:(?:np|numpy|torch|jnp|tf)\.[a-z]{1,9}[0-9]{0,3}|float(?:16|32|64)|int(?:32|64)|array|tensor)"
+"""How scalars of array libraries print themselves, and arrays of one."""
+_OPTION: Final = r", *[a-z_]{1,20}=(?:\([0-9, ]{0,20}\)|[^(),]{1,100})"
 _NUMBER_TEXT: Final = re.compile(
-    rf"(?P<plain>{_NUMBER})|{_SCALAR}\(\s*(?P<inside>{_NUMBER})(?:, *[a-z_]{{1,20}}=[^(),]{{1,100}})*\)",
+    rf"(?P<plain>{_NUMBER})|\[\s*(?P<listed>{_NUMBER})\s*\]"
+    rf"|{_SCALAR}\(\s*\[?\s*(?P<inside>{_NUMBER})\s*\]?(?:{_OPTION})*\)",
     re.IGNORECASE | re.ASCII,
 )
 _VERSION_SUFFIX: Final = "_version"
@@ -115,7 +117,7 @@ def _task_metrics(task: str, row: Mapping[str, object], tables: _Tables) -> Iter
             value=value,
             standard_error=number(row.get(f"{metric}_stderr{comma}{answer_filter}")),
             higher_is_better=direction if isinstance(direction, bool) else None,
-            sample_count=count(counts.get(key, size)),
+            sample_count=_count(counts.get(key, size)),
             is_group=task in tables.groups,
         )
 
@@ -146,9 +148,9 @@ def _task_result(task: str, row: Mapping[str, object], tables: _Tables) -> TaskR
         version=_word(tables.versions.get(task)),
         config_hash=_config_hash(tables.configs.get(task), tables.not_of_configs),
         samples_hash=_word(tables.hashes.get(task)),
-        num_fewshot=count(tables.shots.get(task)),
-        original_sample_count=count(size.get("original")),
-        effective_sample_count=count(size.get("effective", row.get("sample_len"))),
+        num_fewshot=_count(tables.shots.get(task, mapping(tables.configs.get(task)).get("num_fewshot"))),
+        original_sample_count=_count(size.get("original")),
+        effective_sample_count=_count(size.get("effective", row.get("sample_len"))),
         extra=bounded_struct(_unknown_cells(row), MAX_TASK_EXTRA_BYTES, MAX_TASK_EXTRA_BYTES),
     )
 
@@ -187,7 +189,7 @@ def _unknown(document: Mapping[str, object]) -> Iterable[tuple[str, object]]:
 
 def number(value: object) -> float | None:
     """Return a number, also one that is written as text, as JSON writers do with scalars of NumPy and PyTorch (`0.5`,
-    `np.float64(0.5)`, `tensor(0.5, device='cuda:0')`); None for anything else."""
+    `np.float64(0.5)`, `tensor(0.5, device='cuda:0')`) and arrays of one (`[0.5]`, `tensor([0.5])`); None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str):
@@ -195,11 +197,16 @@ def number(value: object) -> float | None:
         match = _NUMBER_TEXT.fullmatch(value)
         if match is None:
             return None
-        value = match["plain"] or match["inside"]
+        value = match["plain"] or match["listed"] or match["inside"]
     try:
         return float(value)
     except OverflowError:
         return None
+
+
+def _count(value: object) -> int | None:
+    """Return a whole, non-negative number, which may be written as text; None for anything else."""
+    return count(number(value) if isinstance(value, str) else value)
 
 
 def _duration(value: object) -> Duration | None:

@@ -115,6 +115,20 @@ def test_the_same_question_has_no_differences(tmp_path: Path) -> None:
     assert metric.paired_sample_count == 20
 
 
+def test_a_version_may_be_a_fraction_or_not(tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / version, version, 5, "Q:", "x") for version in ("1", "1.0")]
+    ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(strict=True), jobs).candidates)
+    assert not metric.definition_differences
+
+
+def test_a_dataset_of_another_size_is_another(jobs: list[JobInfo]) -> None:
+    for job, size in zip(jobs, (10, 12, 10), strict=True):
+        for task in job.results["m"].tasks:
+            task.original_sample_count = size
+    found = [candidate.metrics[0].definition_differences for candidate in compared(CompareJobsRequest(), jobs).candidates]
+    assert found == [["10 and 12 documents in the dataset"], []]
+
+
 @pytest.mark.parametrize(
     "other", [("3.0", 5, "Q:", "x"), ("1.0", 0, "Q:", "x"), ("1.0", 5, "Question:", "x"), ("1.0", 5, "Q:", "y")]
 )

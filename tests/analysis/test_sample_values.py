@@ -1,5 +1,6 @@
 """The value of every sample, read from what the harnesses write and paired between two jobs."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -250,6 +251,28 @@ def documents(folder: Path, *hashes: str | None) -> SampleValues:
 def test_samples_of_other_documents_are_no_pairs(tmp_path: Path) -> None:
     pairs = pair(documents(tmp_path / "a", "x", "y", "z", None), documents(tmp_path / "b", "x", "Y", None, "w"))
     assert (pairs.count, pairs.other_document_count, pairs.unpaired_count) == (3, 1, 2)
+
+
+def expecting(folder: Path, *rows: dict[str, Any]) -> SampleValues:
+    folder.mkdir()
+    (folder / "s.jsonl").write_text("".join(json.dumps({"doc_id": n, "acc": 1, **row}) + "\n" for n, row in enumerate(rows)))
+    return read_file(folder / "s.jsonl")
+
+
+@pytest.mark.parametrize("of_lmms_eval", [{}, {"doc_hash": hashlib.sha256(b"null").hexdigest()}])
+def test_without_a_hash_documents_are_told_apart_by_the_answer_that_is_expected(
+    of_lmms_eval: dict[str, Any], tmp_path: Path
+) -> None:
+    ours = expecting(tmp_path / "a", *({"target": text, **of_lmms_eval} for text in ("x", "y", ["z"], "", 5)))
+    theirs = expecting(tmp_path / "b", *({"target": text, **of_lmms_eval} for text in ("x", "Y", ["z"], "w", 6)))
+    pairs = pair(ours, theirs)
+    assert (pairs.count, pairs.other_document_count) == (3, 2)
+
+
+def test_a_hash_and_an_expected_answer_tell_nothing_together(tmp_path: Path) -> None:
+    ours = expecting(tmp_path / "a", *({"target": text, "doc_hash": f"of {text}"} for text in "xyz"))
+    theirs = expecting(tmp_path / "b", *({"target": text} for text in "zyx"))
+    assert pair(ours, theirs).count == 3
 
 
 def test_a_hash_that_all_documents_share_says_nothing(tmp_path: Path) -> None:

@@ -40,7 +40,13 @@ def has_a_process_per_gpu(harness: LmEvalHarness | LmmsEvalHarness, message: Eva
 
 
 @EITHER
-@pytest.mark.parametrize("model", ["vllm", "vllm-vlm", "vllm_chat", "sglang", "sglang-generate", "sglang_runtime"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("vllm", "vllm-vlm", "vllm_chat", "whisper_vllm", "sglang", "sglang-generate", "sglang_runtime", "llava_sglang"),
+        *("srt_api", "trtllm", "async_hf_model", "nanovlm"),
+    ],
+)
 def test_an_engine_sees_all_gpus(harness: Any, model: str) -> None:
     assert not has_a_process_per_gpu(harness, request(model))
 
@@ -57,6 +63,10 @@ def test_an_engine_sees_all_gpus(harness: Any, model: str) -> None:
         {"device_map": "auto"},
         {"device_map": "balanced"},
         {"device_map": {"lm_head": 1}},
+        {"device_map": "balanced_low_0"},
+        {"pp": 2.0},
+        {"data_parallel": "4"},
+        {"expert_parallel_size": 8},
     ],
 )
 def test_a_model_that_its_arguments_split_is_one_process(harness: Any, model_args: dict[str, Any]) -> None:
@@ -73,6 +83,7 @@ def test_a_model_that_its_arguments_split_is_one_process(harness: Any, model_arg
         {"device_map": ""},
         {"device_map": "cuda:0"},
         {"device_map": None},
+        {"device_map": {"": 0}},
         {"tensor_parallel_size": [1]},
         {"tp": "x"},
     ],

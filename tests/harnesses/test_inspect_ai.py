@@ -378,7 +378,8 @@ def test_what_has_finished_is_kept_with_its_samples_if_another_task_fails(tmp_pa
 
 
 def log_file(folder: Path, stamp: str, document: Mapping[str, Any]) -> None:
-    content = {"status": "success", "eval": {"task": "tiny"}, **document}
+    results = {"total_samples": 1, "completed_samples": 1}
+    content = {"status": "success", "eval": {"task": "tiny"}, "results": results, **document}
     (folder / f"{stamp}-00-00_tiny_x.json").write_text(json.dumps(content))
 
 
@@ -544,7 +545,9 @@ def broken(why: str) -> Mapping[str, Any]:
     }
 
 
-@pytest.mark.parametrize("results", [{}, {"results": {"total_samples": 0, "completed_samples": 0, "scores": []}}])
+@pytest.mark.parametrize(
+    "results", [{"results": None}, {"results": {"total_samples": 0, "completed_samples": 0, "scores": []}}]
+)
 def test_a_run_whose_samples_all_failed_has_failed(results: Mapping[str, Any], tmp_path: Path) -> None:
     log_file(tmp_path, "2026-02-14T10-30-45", {**results, "samples": samples_of(broken("no sandbox"), broken("other"))})
     with pytest.raises(RunFailedError) as caught:
@@ -594,8 +597,62 @@ def test_an_answer_without_a_text_that_calls_a_tool_is_not_empty(tmp_path: Path)
     assert not result.warnings
 
 
+@pytest.mark.parametrize("results", [None, {}, {"total_samples": 0, "completed_samples": 0, "scores": []}])
+@pytest.mark.parametrize("samples", [{}, {"samples": None}, {"samples": []}])
+def test_a_run_of_which_nothing_shows_that_a_sample_was_answered_has_failed(
+    results: Mapping[str, Any] | None, samples: Mapping[str, Any], tmp_path: Path
+) -> None:
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": results, **samples})
+    with pytest.raises(RunFailedError, match="nothing was evaluated, by the logs of: tiny") as caught:
+        read("ok_json", tmp_path, log_samples=False)
+    assert caught.value.job_error.reason == "RESULTS_MISSING"
+
+
+def test_samples_that_failed_and_were_scored_all_the_same_have_failed(tmp_path: Path) -> None:
+    half_failed(tmp_path, completed_samples=4)
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert list(result.warnings) == ["2 of 4 samples of task tiny failed: RuntimeError: a"]
+
+
+def test_more_samples_than_the_limit_are_said(tmp_path: Path) -> None:
+    results = {"total_samples": 9, "completed_samples": 9, "scores": [scored(mean=1)]}
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": results})
+    ((_, result),) = read("ok_json", tmp_path, limit=2).items()
+    assert list(result.warnings) == ["limit: 2 asked for and 9 documents evaluated: tiny"]
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        *(("C", 1.0), ("P", 0.5), ("I", 0.0), ("N", 0.0), ("yes", 1.0), ("No", 0.0), ("TRUE", 1.0), ("false", 0.0)),
+        *(("0.25", 0.25), ("-1e-1", -0.1), (True, True), (0, 0), (math.nan, None), ("nan", None), (None, None)),
+        *(("none of them", None), ([1.0], None), ({"a": 1}, None)),
+    ],
+)
+def test_a_sample_counts_as_what_inspect_takes_it_for(value: object, number: float | None, tmp_path: Path) -> None:
+    score = {**scored(accuracy=0.5), "scorer": "s"}
+    samples = samples_of({"scores": {"s": {"value": value}}})
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": {"scores": [score]}, "samples": samples})
+    ((_, result),) = read("ok_json", tmp_path).items()
+    (row,) = rows_of(harness(), tmp_path, result.samples[0])
+    assert row.values["metrics"] == ({} if number is None else {"accuracy,s": number})
+
+
+def test_a_document_is_told_by_what_is_asked_and_expected_in_any_run(tmp_path: Path) -> None:
+    asked = [
+        *({"input": [{"id": number, "role": "user", "content": "1+1"}], "target": "2"} for number in "ab"),
+        *({"input": "1+1", "target": "2"}, {"input": "1+1", "target": "3"}, {"input": "1+2", "target": "3"}),
+    ]
+    log_file(tmp_path, "2026-02-14T10-30-45", {"samples": samples_of(*asked)})
+    ((_, result),) = read("ok_json", tmp_path).items()
+    first, second, *others = (row.values["doc_hash"] for row in rows_of(harness(), tmp_path, result.samples[0]))
+    assert first == second
+    assert len({first, *others}) == 4
+
+
 def test_samples_that_were_not_needed_have_not_failed(tmp_path: Path) -> None:
-    half_failed(tmp_path, early_stopping={"manager": "m"})
+    results = {"total_samples": 4, "completed_samples": 2, "scores": [scored(mean=1)], "early_stopping": {"manager": "m"}}
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": results, "samples": samples_of({}, {})})
     ((_, result),) = read("ok_json", tmp_path).items()
     assert not result.warnings
 

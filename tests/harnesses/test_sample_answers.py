@@ -70,6 +70,26 @@ def test_every_bad_answer_counts(samples: list[object], failed: int, empty: int,
     assert found.first == (WHY if failed else "")
 
 
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (BAD, WHY),
+        (FAILED_ANSWER_MARK, FAILED_ANSWER_MARK),
+        ("[ERROR] Empty prompt: doc_id=3", "Empty prompt: doc_id=3"),
+        ("[GENERATION_FAILED] CUDA error", "CUDA error"),
+        ("Video /data/a b.mp4 can not load, check the source", "Video /data/a b.mp4 can not load, check the source"),
+        ("Video a.mp4 generate failed, check the source", "Video a.mp4 generate failed, check the source"),
+        ("ERROR: the lamp shows [ERROR] 5", None),
+        ("[ERROR]", None),
+        ("The log says [GENERATION_FAILED] x", None),
+        ("Video a.mp4 can not load, check the source or the cable", None),
+    ],
+)
+def test_what_any_model_of_lmms_eval_says_instead_of_an_answer_is_none(answer: str, why: str | None, tmp_path: Path) -> None:
+    found = count(samples_file(tmp_path, {"filtered_resps": "A"}, {"resps": [[answer]]}))
+    assert (found.failed, found.first) == ((0, "") if why is None else (1, why))
+
+
 def test_the_answers_to_each_task_count_by_themselves(tmp_path: Path) -> None:
     (tmp_path / "20260214_103045_results.json").write_text(json.dumps({"results": {"a": {"acc": 1}, "b": {"acc": 1}}}))
     samples_file(tmp_path, *[{"filtered_resps": "A"}] * 7, name="20260214_103045_samples_a.jsonl")

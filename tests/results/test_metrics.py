@@ -216,8 +216,22 @@ def test_any_document_gives_a_message_that_every_client_can_read(document: dict[
         *(("tensor(0.2500, device='cuda:0', dtype=torch.float64)", 0.25), ("Array(0.25, dtype=float32)", 0.25)),
         *(("array(0.25)", 0.25), ("torch.tensor(2)", 2.0), ("float32(0.25)", 0.25)),
         *(("NaN", math.nan), ("np.float32(nan)", math.nan), ("-Infinity", -math.inf), ("INF", math.inf)),
+        *(("[0.25]", 0.25), ("tensor([0.2500], device='cuda:0')", 0.25), ("tf.Tensor(0.25, shape=(), dtype=float32)", 0.25)),
+        *(("tensor(0.2500, grad_fn=<MeanBackward0>)", 0.25), ("array([0.25, 0.5])", None), ("[]", None)),
         *(("50%", None), ("1_000", None), ("0.5)", None), ("f(0.5)", None), ("", None), ("\u0663", None), ("0.5, 0.6", None)),
     ],
 )
 def test_a_number_that_is_written_as_text_is_one(text: str, value: float | None) -> None:
     assert repr(number(text)) == repr(value)
+
+
+def test_counts_may_be_written_as_text_too() -> None:
+    document = {"n-shot": {"t": "5"}, "n-samples": {"t": {"original": "12", "effective": "np.int64(10)"}}}
+    task = task_of({"acc,none": "0.5"}, **document)
+    assert (task.num_fewshot, task.original_sample_count, task.effective_sample_count) == (5, 12, 10)
+    assert [metric.sample_count for metric in result_of({"acc,none": "0.5"}, **document).metrics] == [10]
+
+
+def test_where_no_table_has_the_shots_the_configuration_does() -> None:
+    assert task_of(configs={"t": {"num_fewshot": 3}}).num_fewshot == 3
+    assert task_of(configs={"t": {"num_fewshot": 3}}, **{"n-shot": {"t": 0}}).num_fewshot == 0

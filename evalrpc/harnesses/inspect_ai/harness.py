@@ -18,10 +18,12 @@ from evalrpc.harnesses.arguments import plain_arguments
 from evalrpc.harnesses.bad_answers import require_answers
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, SampleRow, ServedEndpoint, ServedNeeds
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
+from evalrpc.harnesses.ignored_settings import ignored_settings
 from evalrpc.harnesses.inspect_ai.logs import (
     SUCCESS,
     Log,
     bad_samples,
+    is_empty,
     read_finished_log,
     read_logs,
     read_samples,
@@ -189,10 +191,11 @@ class InspectHarness:
             raise failed(message, "RESULTS_MISSING")
         _require_all_good(logs, run.request.tasks)
         good = _good_logs(logs, run.request.tasks)
+        _require_something(good, run.request)
         bad = {f"samples of task {task}": bad_samples(log) for task, log in good.items()}
         warnings = require_answers(bad, run.request)
         result = result_of_logs(good)
-        result.warnings.extend(warnings)
+        result.warnings.extend([*ignored_settings([result], run.request), *warnings])
         return {run.request.model: result}
 
     def read_finished(self, run: Run, name: str) -> Mapping[str, ModelResult]:
@@ -311,6 +314,13 @@ def _good_logs(logs: Sequence[Log], tasks: Iterable[str]) -> dict[str, Log]:
     """Return the latest log of each of these tasks, if its status is success."""
     latest = _latest(logs)
     return {task: latest[task] for task in tasks if task in latest and latest[task].status == SUCCESS}
+
+
+def _require_something(logs: Mapping[str, Log], request: EvaluateRequest) -> None:
+    """Raise RunFailedError for a log that neither has a sample nor says of how many its results are."""
+    empty = [task for task, log in logs.items() if is_empty(log)]
+    if empty and not request.predict_only:
+        raise RunFailedError("RESULTS_MISSING", shorten(f"nothing was evaluated, by the logs of: {', '.join(empty)}"))
 
 
 def _require_all_good(logs: Sequence[Log], tasks: Sequence[str]) -> None:

@@ -6,6 +6,8 @@ The outcome of a run precedes the samples. There may be very many of those, so t
 a filter: `accuracy` of the scorer `match` is the metric `accuracy` with the filter `match`.
 """
 
+import hashlib
+import json
 import math
 import os
 import re
@@ -25,7 +27,7 @@ from evalrpc.harnesses.failures import find_failure, shorten
 from evalrpc.harnesses.inspect_ai.json_stream import elements, members
 from evalrpc.protobuf.structs import wire_text
 from evalrpc.results.layout import require_utf8, valid_results
-from evalrpc.results.metrics import mapping, model_result
+from evalrpc.results.metrics import mapping, model_result, number
 from evalrpc.v1.results_pb2 import ModelResult
 
 SUCCESS: Final = "success"
@@ -40,13 +42,16 @@ _TAIL_BYTES: Final = 256
 _CHUNK_BYTES: Final = 256 * 1024
 _MAX_READ_BYTES: Final = 256 * 1024 * 1024
 """The largest log whose answers are looked at where nothing says that a sample has failed: it is read within seconds."""
-_EMPTY_ANSWER: Final = re.compile(rb'"completion":\s*+"(?:\s|\\[nrt])*+"')
+_BAD_SAMPLE: Final = re.compile(rb'"completion":\s*+"(?:\s|\\[nrt])*+"|"error":\s*+\{\s*+"message"')
+"""What stands in a log if an answer is empty or a sample failed. Only the samples themselves tell for certain."""
 _NOT_IN_SAMPLES: Final = frozenset({"events", "events_data"})
 """What happened within a sample. It makes up most of a log and stays there."""
 _MEANS: Final = ("accuracy", "mean")
 """Metrics that are means of the samples' values. A `stderr` beside them is their standard error."""
 _VALUES: Final = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 """The values of inspect-ai's letters: correct, partial, incorrect, no answer."""
+_WORDS: Final = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
+"""Those of other texts, in any case, as inspect-ai takes them."""
 _CONFIG: Final = ("task_args", "task_attribs", "scorers", "model_roles", "sandbox")
 """Members of a log's `eval` that define the task. The model, the limit and the like belong to the run."""
 _DATASET: Final = ("name", "location", "samples", "shuffled")
@@ -117,7 +122,7 @@ def bad_samples(log: Log) -> BadAnswers:
     """
     counts = _counted(log)
     is_scored = counts is not None or bool(log.results.get("scores"))
-    if is_scored and not (counts and counts.failed) and not _has_empty_answer(log):
+    if is_scored and not (counts and counts.failed) and not _may_be_bad(log):
         return NONE_BAD
     seen = failures = empty = 0
     first = ""
@@ -127,8 +132,14 @@ def bad_samples(log: Log) -> BadAnswers:
         first = first or error or ""
         empty += is_empty and error is None
     if counts is not None:
-        return BadAnswers(counts.failed, empty, counts.total, first if counts.failed else "")
-    return BadAnswers(0 if is_scored else failures, empty, seen, first)
+        failed = max(counts.failed, failures)  # some versions count those as completed that were scored all the same
+        return BadAnswers(failed, empty, counts.total, first if failed else "")
+    return BadAnswers(failures, empty, seen, first)
+
+
+def is_empty(log: Log) -> bool:
+    """Return whether a log has no scores, no samples, and no count of samples."""
+    return not log.results.get("scores") and not log.results.get("total_samples") and log.samples_offset is None
 
 
 def _counted(log: Log) -> BadAnswers | None:
@@ -150,8 +161,9 @@ def read_samples(file: BinaryIO, offset: int) -> Iterator[SampleRow]:
         yield SampleRow(_sample_row(mapping(sample), results, cluster_field), end)
 
 
-def _has_empty_answer(log: Log) -> bool:
-    """Return whether a sample may have an empty answer. The log is only searched; one that is too large to read is not."""
+def _may_be_bad(log: Log) -> bool:
+    """Return whether a sample may have failed or have an empty answer. The log is only searched; one that is too large to read
+    is not."""
     if log.samples_offset is None:
         return False
     with valid_results(log.path.name), open_in(log.path.parent, log.path.name) as file:
@@ -160,7 +172,7 @@ def _has_empty_answer(log: Log) -> bool:
         file.seek(log.samples_offset)
         kept = b""
         while chunk := file.read(_CHUNK_BYTES):
-            if _EMPTY_ANSWER.search(kept + chunk):
+            if _BAD_SAMPLE.search(kept + chunk):
                 return True
             kept = chunk[-_TAIL_BYTES:]
     return False
@@ -351,24 +363,35 @@ def _cluster_field(results: Mapping[str, object]) -> str | None:
 
 
 def _sample_row(sample: Mapping[str, object], results: Mapping[str, object], cluster_field: str | None) -> Mapping[str, object]:
-    """Return a sample under inspect-ai's own names, plus id, answer, metrics and cluster under the names that all harnesses
-    share."""
+    """Return a sample under inspect-ai's own names, plus id, document, answer, metrics and cluster under the names that all
+    harnesses share."""
     rest = {key: value for key, value in sample.items() if key not in _NOT_IN_SAMPLES}
     answer = mapping(sample.get("output")).get("completion")
     metrics = dict(_sample_metrics(mapping(sample.get("scores")), results))
-    row = {"doc_id": sample.get("id"), "filtered_resps": answer, "metrics": metrics, **rest}
+    named = {"doc_id": sample.get("id"), "doc_hash": _document_hash(sample), "filtered_resps": answer, "metrics": metrics}
+    row = {**named, **rest}
     if cluster_field is not None:
         row["cluster"] = mapping(sample.get("metadata")).get(cluster_field)
     return row
 
 
+def _document_hash(sample: Mapping[str, object]) -> str:
+    """Return a digest of what a sample asks and expects. inspect-ai numbers samples, and so gives others the same ids."""
+    asked = sample.get("input")
+    if isinstance(asked, list):  # of messages, which have ids of their own in every run
+        asked = [[mapping(message).get(key) for key in ("role", "content")] for message in asked]
+    try:
+        text = json.dumps([asked, sample.get("choices"), sample.get("target")], sort_keys=True)
+    except RecursionError:
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _sample_metrics(scores: Mapping[str, object], results: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     """Yield the sample's value for every metric that is a mean. NaN stands for a sample that was not scored."""
     for scorer, score in _scores(results):
-        value = _sample_value(scores, str(score.get("name")), str(score.get("scorer")))
-        if isinstance(value, str):
-            value = _VALUES.get(value)
-        if isinstance(value, int | float) and not math.isnan(value):
+        value = _number(_sample_value(scores, str(score.get("name")), str(score.get("scorer"))))
+        if value is not None:
             yield from ((f"{mean},{scorer}", value) for mean in _MEANS if mean in mapping(score.get("metrics")))
 
 
@@ -376,6 +399,13 @@ def _sample_value(scores: Mapping[str, object], name: str, scorer: str) -> objec
     """Return a sample's value of a score. A scorer with several values has them in a table."""
     table = mapping(mapping(scores.get(scorer)).get("value"))
     return table[name] if name in table else mapping(scores.get(name)).get("value")
+
+
+def _number(value: object) -> float | None:
+    """Return the number that inspect-ai takes a sample's value for; None for one that was not scored."""
+    if isinstance(value, str):
+        value = _VALUES.get(value, _WORDS.get(value.lower(), number(value)))
+    return value if isinstance(value, int | float) and not math.isnan(value) else None
 
 
 def _invalid(message: str) -> RunFailedError:
