@@ -29,6 +29,7 @@ _ROUNDS_AT_LEAST: Final = 9
 """The controller schedules about once a second, so single rounds differ by as much."""
 
 _WAIT_SECONDS: Final = 120.0
+_POLL_SECONDS: Final = 0.005
 
 
 def missing() -> str:
@@ -98,8 +99,9 @@ def _bare(folder: Path) -> float:
     while not stamp.exists():
         if time.monotonic() > deadline:
             raise RuntimeError("Slurm has not started a bare script")
-        time.sleep(0.005)
-    time.sleep(0.5)  # so that the next one finds the node as idle as ours does
+        time.sleep(_POLL_SECONDS)
+    while subprocess.run(["squeue", "--noheader"], check=True, capture_output=True).stdout:  # the next one finds the node idle
+        time.sleep(_POLL_SECONDS)
     return stamp.stat().st_mtime - begin
 
 

@@ -122,7 +122,7 @@ def evaluate(client: EvalClient) -> JobInfo:
     print(f"{job.job_id}: {job.request.model} on {', '.join(job.request.tasks)}")
     try:
         job = follow(client, job)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too: the job would go on
         end(client, job.job_id)
         raise
     if job.status != JobStatus.JOB_STATUS_COMPLETED:
@@ -190,7 +190,7 @@ def run_again(client: EvalClient, first: JobInfo) -> None:
     job = submit(client)
     try:
         job = client.wait_for_job(job.job_id)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too: the job would go on
         end(client, job.job_id)
         raise
     if not job.attempts[-1].warm:

@@ -40,7 +40,8 @@ class _List(NamedTuple):
 
 
 def bounded_row(values: Mapping[str, object], max_bytes: int, max_values: int) -> tuple[Struct, list[str]]:
-    """Return a JSON object as a row of at most `max_bytes` and `max_values`, and the paths of the fields that were cut."""
+    """Return a JSON object as a row of at most `max_bytes` and `max_values`, and the paths of the fields that were cut, such as
+    `.resps`; an empty path stands for more fields than can be named."""
     kept = values = dict(values)
     if (length := _common_list_length(values, max_values)) is not None:
         kept = _shortened(values, length)
@@ -48,12 +49,6 @@ def bounded_row(values: Mapping[str, object], max_bytes: int, max_values: int) -
     shortened = {name for name, value in values.items() if name not in kept or not (kept[name] is value or kept[name] == value)}
     row = sample_struct(kept)
     return row, _paths(shortened | _cut_fields(row, max_bytes))
-
-
-def cut_row(row: Struct, max_bytes: int) -> list[str]:
-    """Cut a row to `max_bytes`, and return the paths of the fields that were cut within it, such as `.resps`; an empty path
-    stands for more fields than can be named."""
-    return _paths(_cut_fields(row, max_bytes))
 
 
 def _cut_fields(row: Struct, max_bytes: int) -> set[str]:

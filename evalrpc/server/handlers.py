@@ -126,7 +126,7 @@ def _answering_with_room(answering: Handler, limits: Limits) -> Callable[[int, b
         hold = await limits.unread.reserve(size_bytes, call.peer)
         try:
             answer = await answering(request, call)
-        except BaseException:
+        except BaseException:  # a cancel, too: the room would be held for good
             limits.unread.give_back(hold)
             raise
         limits.unread.shrink(hold, len(answer))

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from evalrpc.harnesses.base import SampleRow
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.protobuf.structs import sample_struct
-from evalrpc.reading.row_cutting import bounded_row, cut_row
+from evalrpc.reading.row_cutting import bounded_row
 from evalrpc.reading.sample_files import SampleRows
 from evalrpc.reading.sample_pages import MAX_ROW_BYTES, TOKEN_BYTES, read_page
 from evalrpc.v1.samples_pb2 import ListSamplesResponse
 
 MAX = 100_000
+MANY = 10**9
 
 
 def cut(**values: Any) -> tuple[Struct, list[str]]:
-    row = sample_struct(values)
-    fields = cut_row(row, MAX)
+    row, fields = bounded_row(values, MAX, MANY)
     assert row.ByteSize() <= MAX
     return row, fields
 
@@ -83,10 +83,8 @@ _JSON = st.recursive(
 @settings(deadline=None, max_examples=example_count(200))
 @given(st.dictionaries(st.text(max_size=100), _JSON, max_size=20), st.integers(200, 20_000))
 def test_whatever_is_in_a_row_it_fits(values: dict[str, Any], max_bytes: int) -> None:
-    row = sample_struct(values)
-    before = Struct()
-    before.CopyFrom(row)
-    fields = cut_row(row, max_bytes)
+    before = sample_struct(values)
+    row, fields = bounded_row(values, max_bytes, MANY)
     assert row.ByteSize() <= max_bytes
     changed = {f".{key[:64]}" for key in before.fields if key not in row.fields or row.fields[key] != before.fields[key]}
     assert changed == set(fields)

@@ -110,7 +110,7 @@ class _Connection(asyncio.Protocol):
             while not self._has_head:
                 self._raise_failure()
                 await self._change()
-        except BaseException:
+        except BaseException:  # a cancel, too: the engine would answer nobody
             self.abort()
             raise
         return self

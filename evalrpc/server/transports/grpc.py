@@ -108,7 +108,7 @@ def _measured(call: _Adapted, meter: Meter) -> _Adapted:
         except asyncio.CancelledError:
             meter.end(begun, grpc.StatusCode.CANCELLED.name)
             raise
-        except BaseException:
+        except BaseException:  # whatever ends a call, it is counted
             meter.end(begun, _code_of(context))
             raise
         meter.end(begun, _OK)

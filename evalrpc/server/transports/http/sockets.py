@@ -55,7 +55,7 @@ def _bound(family: int, kind: int, protocol: int, place: tuple[object, ...]) -> 
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         one.bind(place)
         one.setblocking(False)
-    except BaseException:
+    except BaseException:  # whatever it is, nobody else would close the socket
         one.close()
         raise
     return one
@@ -70,7 +70,7 @@ def _bind_socket(address: SocketAddress) -> socket.socket:
         one.bind(str(address.path))
         make_private(address)
         one.setblocking(False)
-    except BaseException:
+    except BaseException:  # whatever it is, nobody else would close the socket
         one.close()
         raise
     return one
