@@ -15,12 +15,12 @@ from evalrpc.v1.comparison_pb2 import PlanComparisonResponse
 _COLUMNS: Final = (
     Column("metric", optional=True),
     Column("samples needed", Kind.NUMBER),
+    Column("note"),
     Column("tasks", Kind.NUMBER),
     Column("repeats", Kind.NUMBER),
     Column("samples now", Kind.NUMBER),
     Column("detectable now", Kind.NUMBER),
     Column("design effect", Kind.NUMBER, ".2f", optional=True),
-    Column("note"),
     Column("model", optional=True),
 )
 _NUMBERS: Final = (
@@ -85,5 +85,5 @@ def plan_command(
 
 def _rows(response: PlanComparisonResponse) -> Iterator[tuple[Cell, ...]]:
     for plan in response.metrics:
-        numbers = (getattr(plan, name) if plan.HasField(name) else None for name in _NUMBERS)
-        yield (metric_text(plan) if plan.metric else "", *numbers, plan.note, plan.model)
+        needed, *numbers = (getattr(plan, name) if plan.HasField(name) else None for name in _NUMBERS)
+        yield (metric_text(plan) if plan.metric else "", needed, plan.note, *numbers, plan.model)

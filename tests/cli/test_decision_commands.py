@@ -61,7 +61,7 @@ def test_a_plan_is_printed_by_metric(run: Run, service: FakeService) -> None:
     plan = MetricPlan(task="t", metric="acc", model="m", required_sample_count=7847, required_task_count=79, sample_count=100)
     service.plan.metrics.append(plan)
     result = run("plan", "0.01", OTHER_IDS[0], JOB_ID, "--power", "0.9", "--cluster-by", "passage", "--metric", "t/")
-    assert result.stdout.splitlines()[1].split("\t") == ["t/acc", "7847", "79", "", "100", "", "", "", "m"]
+    assert result.stdout.splitlines()[1].split("\t") == ["t/acc", "7847", "", "79", "", "100", "", "", "m"]
     (request,) = service.received["PlanComparison"]
     assert (request.baseline_job_id, request.candidate_job_id, request.power) == (OTHER_IDS[0], JOB_ID, 0.9)
     assert (request.cluster_by, request.metrics[0].task) == ("passage", "t")
