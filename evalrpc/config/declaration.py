@@ -130,6 +130,12 @@ def between(minimum: int, maximum: int) -> Rule:
 
 POSITIVE: Final = Rule("be finite and above 0", lambda number: 0 < number < float("inf"))
 
+RUN_MEMORY: Final = between(0, 2**60)
+"""Of the bytes that a run may have."""
+
+RUN_PROCESSES: Final = between(0, 4_000_000)
+"""Of the processes that a run may have: the kernel has somewhat more numbers for them."""
+
 
 def one_of(*words: str) -> Rule:
     """Allow these words."""

@@ -14,12 +14,13 @@ from evalrpc.config.declaration import (
     NAMES,
     NUMBER,
     POSITIVE,
+    RUN_MEMORY,
+    RUN_PROCESSES,
     STRING,
     STRINGS,
     VARIABLES,
     Rule,
     at_least,
-    between,
     metadata,
     setting,
 )
@@ -82,7 +83,7 @@ class EngineSettings:
         INTEGER,
         "Replaces the setting `max_run_memory_bytes` for it.",
         unit="bytes",
-        rule=between(0, 2**60),
+        rule=RUN_MEMORY,
         default_text="the setting",
     )
     max_run_processes: int | None = setting(
@@ -90,7 +91,7 @@ class EngineSettings:
         INTEGER,
         "Replaces the setting `max_run_processes` for it.",
         unit="processes",
-        rule=between(0, 4_000_000),
+        rule=RUN_PROCESSES,
         default_text="the setting",
     )
     max_in_flight: int = setting(64, INTEGER, "How many requests it gets at once.", unit="requests", rule=at_least(1))

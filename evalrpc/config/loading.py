@@ -21,10 +21,12 @@ from evalrpc.config.callers import OWNER_RULE, ClientCertificate, OidcSettings
 from evalrpc.config.declaration import settings_of
 from evalrpc.config.engines import COMPLETIONS, LOG_PROBABILITIES, EndpointSettings, EngineSettings
 from evalrpc.config.executors import LOCAL_EXECUTOR, ExecutorSettings
+from evalrpc.config.harnesses import HarnessSettings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
+from evalrpc.config.quotas import DEFAULT_QUOTA, QuotaSettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
-from evalrpc.config.settings import DEFAULT_QUOTA, SETTINGS, HarnessSettings, QuotaSettings, Settings
+from evalrpc.config.settings import SETTINGS, Settings
 from evalrpc.config.suites import MAX_ENTRIES, SuiteEntrySettings, SuiteSettings
 from evalrpc.errors import ConfigurationError
 from evalrpc.files.regular import read_named_file

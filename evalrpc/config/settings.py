@@ -1,7 +1,6 @@
-"""Every setting of the server, and every key of a `[[listen]]` or a `[harnesses.NAME]` table, each declared once."""
+"""Every setting of the server that is no key of a table of its own, each declared once."""
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,29 +12,26 @@ from evalrpc.config.declaration import (
     BOOLEAN,
     FILE,
     FOLDER,
-    FOLDERS,
     INTEGER,
     NAMED_FOLDERS,
     NAMES,
     NUMBER,
     OCTAL_NUMBER,
     POSITIVE,
-    PROGRAM,
+    RUN_MEMORY,
+    RUN_PROCESSES,
     STRING,
     STRING_OR_INTEGER,
-    STRINGS,
-    VARIABLES,
     Kind,
     Rule,
     at_least,
-    between,
-    metadata,
     one_of,
     setting,
     settings_of,
 )
 from evalrpc.config.engines import EndpointSettings, EngineSettings, ModelServer
 from evalrpc.config.executors import LOCAL_EXECUTOR, ExecutorSettings
+from evalrpc.config.harnesses import HarnessSettings
 from evalrpc.config.listen import (
     AUTH_RULE,
     HOST_NAMES,
@@ -46,14 +42,11 @@ from evalrpc.config.listen import (
     HttpListenSettings,
     ListenSettings,
 )
-from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
+from evalrpc.config.quotas import QuotaSettings
 from evalrpc.config.secrets import SecretSettings
 from evalrpc.config.suites import SuiteSettings
 from evalrpc.errors import ConfigurationError
-
-DEFAULT_QUOTA: Final = "default"
-"""The `[quotas.OWNER]` table of those who have none."""
 
 LMMS_EVAL: Final = "lmms-eval"
 """The harness of a server that configures none."""
@@ -103,8 +96,6 @@ _FINITE: Final = Rule("be finite and not negative", lambda number: 0 <= number <
 _PLAIN_PATH: Final = Rule(
     "have no comma or quote, which lmms-eval would misread", lambda path: not set(",'\"") & set(str(path))
 )
-_MEMORY_RULE: Final = between(0, 2**60)
-_PROCESSES_RULE: Final = between(0, 4_000_000)  # the kernel has somewhat more numbers for processes
 
 
 def _seconds(default: float, description: str) -> float:
@@ -126,109 +117,6 @@ def _metrics_address(value: Any, folder: Path) -> str:
 
 
 _METRICS_ADDRESS: Final = Kind("PORT or HOST:PORT, with a port from 0 to 65535", "PORT", _metrics_address)
-
-
-@dataclass(frozen=True)
-class HarnessSettings:
-    """One `[harnesses.NAME]` table."""
-
-    name: str
-    kind: str = field(
-        metadata=metadata(
-            STRING, "`lmms-eval`, `lm-eval`, `inspect-ai`, `command`, or a plugin's kind.", default_text="the table's name"
-        )
-    )
-    python: Path = setting(
-        Path(sys.executable), PROGRAM, "The interpreter of the harness's own environment.", default_text="the server's"
-    )
-    include_path: tuple[Path, ...] = setting(
-        (),
-        FOLDERS,
-        "The operator's task folders. Tasks in them run their authors' code, so no request can name one.",
-        default_text="none",
-    )
-    env: Mapping[str, str] = field(
-        default_factory=dict,
-        metadata=metadata(
-            VARIABLES,
-            "Added to the environment of every run. May hold secrets, so it is never logged or shown.",
-            default_text="none",
-        ),
-    )
-    command: tuple[str, ...] = setting(
-        (), STRINGS, "The command line, for the kind `command`, which needs it.", default_text="none"
-    )
-    preload: tuple[str, ...] = setting(
-        (),
-        STRINGS,
-        "For the kind `command`, where `command` is `PYTHON -m MODULE …`: the modules that a process imports beforehand, for "
-        "runs to be forked from (`warm`). They must start no thread and use no GPU when they are imported.",
-        default_text="none: each run is started anew",
-    )
-    working_dir: Path = field(
-        default_factory=Path.cwd,
-        metadata=metadata(
-            FOLDER,
-            "The folder that runs start in. By default `command` may name programs beside the config file.",
-            default_text="the config file's folder",
-        ),
-    )
-    args: tuple[str, ...] = setting(
-        (), STRINGS, "Arguments added to every command line that the harness builds itself.", default_text="none"
-    )
-    executors: tuple[str, ...] = setting(
-        (),
-        NAMES,
-        "Where its runs may be placed: `local`, the server's own machine, and executors by the names of their tables.",
-        default_text="all of them",
-    )
-    warm: str = setting(
-        "auto",
-        STRING,
-        "Whether a run may be forked from a process that has the harness in memory, which is started for the first one. "
-        "`auto`: where nothing speaks against it; `evalrpc harnesses` and `evalrpc doctor --warm` say what does.",
-        rule=one_of("auto", "off"),
-    )
-    max_run_memory_bytes: int | None = setting(
-        None,
-        INTEGER,
-        "Replaces the setting `max_run_memory_bytes` for its runs.",
-        unit="bytes",
-        rule=_MEMORY_RULE,
-        default_text="the setting",
-    )
-    max_run_processes: int | None = setting(
-        None,
-        INTEGER,
-        "Replaces the setting `max_run_processes` for its runs.",
-        unit="processes",
-        rule=_PROCESSES_RULE,
-        default_text="the setting",
-    )
-    policy: PolicySettings = PolicySettings()
-    """Its table `policy`."""
-
-
-def _quota(unit: str, description: str) -> int | None:
-    return setting(
-        None, INTEGER, description, unit=unit, rule=at_least(0), default_text="that of `[quotas.default]`, else none"
-    )
-
-
-@dataclass(frozen=True)
-class QuotaSettings:
-    """One `[quotas.OWNER]` table. None: no limit."""
-
-    max_queued: int | None = _quota("jobs", "The most jobs that wait; beyond that SubmitJob answers RESOURCE_EXHAUSTED.")
-    max_running: int | None = _quota("jobs", "The most jobs that run at once; further ones wait.")
-    max_gpus: int | None = _quota(
-        "GPUs", "The most GPUs that running jobs hold together; further jobs wait. A job that asks for more is refused."
-    )
-    max_bytes: int | None = _quota(
-        "bytes",
-        "The most bytes that jobs have below their folders, until they are deleted; beyond that SubmitJob answers "
-        "RESOURCE_EXHAUSTED. Measured every minute, so a job may exceed it.",
-    )
 
 
 @dataclass(frozen=True)
@@ -545,7 +433,7 @@ class Settings:
         "which is more than it uses, and a run with GPUs is not limited. `evalrpc doctor` says how it is enforced. 0: as much "
         "as it likes.",
         unit="bytes",
-        rule=_MEMORY_RULE,
+        rule=RUN_MEMORY,
     )
     max_run_processes: int = setting(
         0,
@@ -554,7 +442,7 @@ class Settings:
         "bounds all runs of an owner together, with `run_as_uids`, and otherwise nothing. `evalrpc doctor` says how it is "
         "enforced. 0: as many as it likes.",
         unit="processes",
-        rule=_PROCESSES_RULE,
+        rule=RUN_PROCESSES,
     )
     cgroups: str = setting(
         "auto",
