@@ -272,9 +272,11 @@ def check_store(settings: Settings) -> Iterator[Finding]:
     if not settings.store:
         yield Finding("store", True, "SQLite, in the data folder")
         return
-    from evalrpc.store.postgres.checking import check_database
+    from evalrpc.store.postgres.checking import check_clock, check_database
 
     yield Finding("store", *check_database(settings.store))
+    if problem := check_clock(settings.store):
+        yield Finding("clock", False, problem)
 
 
 def check_listeners(settings: Settings, now: datetime) -> Iterator[Finding]:

@@ -6,8 +6,9 @@ What a client wrote must not stand in them: a model named `$(reboot)`, or `/sbin
 import os
 import re
 from collections.abc import Iterator, Sequence
-from itertools import dropwhile
 from typing import Final
+
+from evalrpc.harnesses.program_starters import MODULES, STARTERS, started
 
 _CODE_OPTIONS: Final = (
     (re.compile(r"(r?ba|da|z|k|mk|pdk|a|fi|c|tc|xon)?sh|ksh\d+|nu|elvish"), re.compile(r"-\w*c\w*")),
@@ -23,14 +24,10 @@ _CODE_OPTIONS: Final = (
 )
 """By the name of the interpreter: the options after which code follows."""
 
-_PREFIXES: Final = re.compile(r"env|nice|ionice|nohup|setsid|stdbuf|time|timeout|taskset|chrt|numactl|sudo|doas|exec|xargs")
-"""Programs that start the one that is named after their options, variables and numbers."""
-
-_BEFORE_A_PROGRAM: Final = re.compile(r"\w+=.*|\d.*|[-+].*", re.DOTALL)
-_STARTERS: Final = re.compile(r"su|runuser|sg|newgrp|script|flock|sbatch|expect|psql|mysql|mariadb|gdb|n?vim?|emacs")
+_USING_SHELLS: Final = re.compile(r"su|runuser|sg|newgrp|script|flock|sbatch|expect|psql|mysql|mariadb|gdb|n?vim?|emacs")
 """Programs that hand a text to a shell, which follows an option anywhere among their arguments."""
 
-_OPTIONS_OF_STARTERS: Final = re.compile(r"-\w*c|-ex?|--eval|--execute|--(session-)?command|--wrap")
+_SHELL_OPTIONS: Final = re.compile(r"-\w*c|-ex?|--eval|--execute|--(session-)?command|--wrap")
 _ALL_IS_CODE: Final = frozenset({"ssh", "rsh", "mosh", "watch", "parallel", "make", "gmake", "tmux", "screen"})
 """Programs that hand all their arguments to a shell, on this host or another one, or expand them as code."""
 
@@ -49,8 +46,8 @@ def code_arguments(argv: Sequence[str]) -> Iterator[str]:
         name, rest = os.path.basename(argument), argv[position + 1 :]  # noqa: PTH119 - `Path("")` has no name
         if name in _ALL_IS_CODE:
             yield from rest
-        if _STARTERS.fullmatch(name):
-            yield from _after_options(rest, _OPTIONS_OF_STARTERS)
+        if _USING_SHELLS.fullmatch(name):
+            yield from _after_options(rest, _SHELL_OPTIONS)
         if _LANGUAGES.fullmatch(name):
             yield from rest  # which of them is the program depends on the options
         for interpreter, code_option in _CODE_OPTIONS:
@@ -64,14 +61,16 @@ def _programs(argv: Sequence[str]) -> Iterator[str]:
         return
     yield argv[0]
     name, rest = os.path.basename(argv[0]), argv[1:]  # noqa: PTH119 - `Path("")` has no name
-    if _PREFIXES.fullmatch(name):
-        yield from _programs([*dropwhile(_BEFORE_A_PROGRAM.fullmatch, rest)])
+    if name in STARTERS:
+        yield from _programs(started(STARTERS[name], rest))
         return
     for interpreter, code_option in _CODE_OPTIONS:
         if interpreter.fullmatch(name):
             position, is_code = _first_operand(rest, code_option)
             if not is_code:
                 yield from rest[position : position + 1]
+                if (module := "".join(rest[position : position + 1])) in MODULES:
+                    yield from _programs(started(MODULES[module], rest[position + 1 :]))
 
 
 def _after_options(arguments: Sequence[str], code_option: re.Pattern[str]) -> Iterator[str]:

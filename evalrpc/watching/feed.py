@@ -172,6 +172,7 @@ class Feed:
         Raises RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
         """
         matcher = JobMatcher(job_filter, owner)
+        progress_number = self._progress_count  # of before the snapshots, which may lack what comes meanwhile
         cursor = after_revision or self._head
         ahead: dict[str, int] = {}  # snapshots that are newer than the cursor
         if after_revision:
@@ -190,7 +191,7 @@ class Feed:
                     await send(page.popleft().event)  # no variable has it: this may be all that a slow watcher keeps in memory
         await send(self._bookmark(cursor))
         with Heartbeat(heartbeats) as heartbeat, self._watching_all():
-            await self._live_of_all(matcher, view, cursor, ahead, heartbeat, send, owner)
+            await self._live_of_all(matcher, view, cursor, progress_number, ahead, heartbeat, send, owner)
 
     async def wait_for_change(self, job_id: str, timeout_seconds: float) -> None:
         """Wait until something happens to a job, or the timeout expires. Raises ServerStoppingError."""
@@ -241,13 +242,13 @@ class Feed:
         matcher: JobMatcher,
         view: pb.JobView.ValueType,
         cursor: int,
+        progress_number: int,
         ahead: dict[str, int],
         heartbeat: Heartbeat,
         send: Send,
         owner: str | None,
     ) -> None:
-        """Send what comes after `cursor`, without end."""
-        progress_number = self._progress_count
+        """Send what comes after `cursor` and after the progress of this number, without end."""
         while True:
             head = self._head
             async for event in self._events_after(cursor, owner):
@@ -262,7 +263,8 @@ class Feed:
                 if progress.revision > cursor:
                     break  # it belongs after events that are still to be sent
                 progress_number = progress.number
-                if matcher.matches(progress.job):
+                is_new = progress.revision >= ahead.get(progress.job.job_id, 0)
+                if is_new and matcher.matches(progress.job):
                     await send(progress.seen_as(view))
                     heartbeat.sent()
             else:

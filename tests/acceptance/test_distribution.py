@@ -1,7 +1,6 @@
 """The sdist and the wheel: each is installed into a clean environment, away from the repository, and used from there."""
 
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from source_copy import ROOT, copy_source
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
 
 HARNESS = """
 import json, pathlib, sys
@@ -63,9 +61,7 @@ for version in ("v1", "v1alpha"):
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Build the sdist, and the wheel from it, of a copy without anything that git ignores."""
-    source, dist = tmp_path_factory.mktemp("source") / "evalrpc", tmp_path_factory.mktemp("dist")
-    left_out = (".*", "build", "dist", "*.egg-info", "__pycache__", "node_modules", "out")
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*left_out), symlinks=True)
+    source, dist = copy_source(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(source))
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
     return {"sdist": sdist, "wheel": wheel}

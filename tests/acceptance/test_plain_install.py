@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 from click.testing import CliRunner
 from missing_modules import ROOT, run_without
+from source_copy import copy_source
 
 from evalrpc import extras
 from evalrpc.cli import main
@@ -142,7 +143,7 @@ def test_a_wheel_without_extras_says_what_to_install_and_that_mends_it(tmp_path:
         words = [str(word) for word in command]
         return subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=clean)
 
-    assert run(python, "-m", "pip", "install", "--quiet", ROOT).returncode == 0
+    assert run(python, "-m", "pip", "install", "--quiet", copy_source(tmp_path)).returncode == 0
     without = run(program, "list")
     assert (without.returncode, without.stderr) == (2, "evalrpc: click is missing; install it: pip install 'evalrpc[cli]'\n")
     assert run(python, "-m", "pip", "install", "--quiet", "evalrpc[cli]").returncode == 0

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from server_process import ServerProcess
+from source_copy import copy_source
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
 
 CLIENT = """
 import sys
@@ -55,7 +54,7 @@ def test_the_client_works_at_both_ends_of_its_protobuf_range(
     """)
     venv.create(tmp_path / "env", with_pip=True)
     python = str(tmp_path / "env" / "bin" / "python")
-    subprocess.run((python, "-m", "pip", "install", "--quiet", str(ROOT), *requirements), check=True)
+    subprocess.run((python, "-m", "pip", "install", "--quiet", str(copy_source(tmp_path)), *requirements), check=True)
     done = subprocess.run((python, "-W", "error", "-c", CLIENT, server.address), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split(".")[0] == requirements[0][len("protobuf==")]

@@ -491,6 +491,33 @@ def test_all_jobs_come_as_snapshots_then_a_bookmark_then_live(tmp_path: Path) ->
     run(tmp_path, scenario)
 
 
+def test_progress_that_comes_between_the_snapshots_and_the_bookmark_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(world: World) -> None:
+        running, ended = [await world.submit() for _ in range(2)]
+        for job_id in (running, ended):
+            await world.begin(job_id)
+        page_of = world.feed._snapshot_page
+
+        async def with_progress(*arguments: Any) -> Any:
+            page = await page_of(*arguments)
+            if page:
+                world.progress(running, 7)
+                world.progress(ended, 7)
+                await world.change(ended, complete)
+            return page
+
+        monkeypatch.setattr(world.feed, "_snapshot_page", with_progress)
+        watcher = world.watch_all()
+        await until(lambda: any(event.type == PROGRESS for event in watcher.seen))
+        assert [event.type for event in watcher.seen[:3]] == [SNAPSHOT, SNAPSHOT, BOOKMARK]
+        later = [event for event in watcher.seen[3:] if event.type == PROGRESS]
+        assert [(event.job.job_id, event.job.progress.done) for event in later] == [(running, 7)]
+
+    run(tmp_path, scenario)
+
+
 def test_snapshots_of_all_jobs_are_not_made_on_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For as long as those for all watchers that come at once would take, no call would be answered."""
     threads = set()

@@ -1,6 +1,8 @@
 """What is the PostgreSQL store's own: several of them on one database, and a database that goes away."""
 
 import contextlib
+import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from postgres_cluster import Cluster, shared_cluster, start_cluster
 from store_jobs import (
     CLOCK,
@@ -27,12 +30,14 @@ from store_jobs import (
 )
 from waiting import eventually
 
+from evalrpc.clock import SystemClock
 from evalrpc.errors import ConfigurationError, DataDirectoryInUseError, QueueFullError, StoreUnavailableError
 from evalrpc.jobs.holds import QUEUE
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
 from evalrpc.store.base import Change, Submission
-from evalrpc.store.postgres import listening
-from evalrpc.store.postgres.checking import check_database
+from evalrpc.store.postgres import checking, listening
+from evalrpc.store.postgres import store as store_module
+from evalrpc.store.postgres.checking import check_clock, check_database
 from evalrpc.store.postgres.connecting import Connection
 from evalrpc.store.postgres.hosts import give_up_host
 from evalrpc.store.postgres.lease import Part
@@ -303,6 +308,42 @@ def test_while_the_database_is_gone_calls_say_so_and_what_to_do(own_cluster: Clu
         own_cluster.start()
         assert submit(store).revision == 2
         assert check_database(own_cluster.conninfo())[0]
+
+
+class ClockAhead(SystemClock):
+    """The clock of a machine that is ahead by so many seconds, or behind."""
+
+    def __init__(self, seconds: int) -> None:
+        self._seconds = seconds
+
+    def now(self) -> Timestamp:
+        return Timestamp(seconds=super().now().seconds + self._seconds)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(3600, "ahead of"), (-3600, "behind")])
+def test_a_clock_that_is_off_is_said_at_the_start_and_by_doctor(
+    seconds: int, words: str, conninfo: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = rf"the clock of this machine is (3600|359\d|360\d)\.\d seconds {words} that of the database: .*; have NTP set both"
+    PostgresStore(conninfo, tmp_path, ClockAhead(seconds), 1).close()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert re.match(said, warning)
+    assert re.match(said, check_clock(conninfo, ClockAhead(seconds)))
+
+
+def test_a_clock_that_is_right_is_not_spoken_of(conninfo: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    PostgresStore(conninfo, tmp_path, SystemClock(), 1).close()
+    assert not caplog.records
+    assert not check_clock(conninfo)
+
+
+def test_a_database_that_is_too_old_is_refused_at_the_start(
+    conninfo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "_MIN_VERSION", 99_00_00)
+    monkeypatch.setattr(store_module, "migrate", lambda _: pytest.fail("nothing may be made there"))
+    with pytest.raises(ConfigurationError, match=r"setting store: the database .* has version \d+, and 13 or newer is needed"):
+        PostgresStore(conninfo, tmp_path, SystemClock(), 1)
 
 
 def test_a_database_that_is_not_there_keeps_a_store_from_opening_and_no_password_is_shown(tmp_path: Path) -> None:

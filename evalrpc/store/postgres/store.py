@@ -50,6 +50,7 @@ from evalrpc.store.cache import JobCache
 from evalrpc.store.group_commit import CommitQueue
 from evalrpc.store.lock import lock_data_dir
 from evalrpc.store.postgres import deduplication, journal, suite_runs
+from evalrpc.store.postgres.checking import require_usable
 from evalrpc.store.postgres.connecting import (
     Connection,
     Readers,
@@ -121,6 +122,7 @@ class PostgresStore(StoreWrites):
             stack.callback(self._lock_file.close)
             try:
                 connection = stack.enter_context(connect_writer(conninfo))
+                require_usable(connection, conninfo, clock)
                 migrate(connection)
                 require_same_folder(connection, data_dir)
                 given = entitlements or Entitlements()
