@@ -30,7 +30,7 @@ from evalrpc.v1.history_pb2 import MetricTrend, TrendOptions
 from evalrpc.v1.jobs_pb2 import JobInfo
 from evalrpc.v1.suites_pb2 import Suite, SuiteDecision, SuiteEntry
 
-READ_LIMITS: Final = ReadLimits(max_bytes=16 * 1024**3, max_seconds=120.0)
+READ_LIMITS: Final = ReadLimits(max_bytes=16 * 1024**3, max_seconds=120.0, max_hole_bytes=1024**2)
 """What reading may cost."""
 
 PROCESS_USE: Final = Limits(memory_bytes=2 * 1024**3, processor_seconds=120)

@@ -1,5 +1,6 @@
 """What one call may read. A file that costs a run nothing, such as a sparse one of terabytes, would take hours."""
 
+import errno
 import io
 import math
 import os
@@ -21,6 +22,9 @@ class ReadLimits(NamedTuple):
     max_seconds: float
     max_row_bytes: int | None = None
     """The most that may be read for one row, with what is read ahead. None: as much as for the call."""
+    max_hole_bytes: int | None = None
+    """How much of a file may never have been written. What a harness writes has no holes, and terabytes of them cost nothing to
+    make. None: any."""
 
 
 UNLIMITED: Final = ReadLimits(max_bytes=2**63, max_seconds=math.inf)
@@ -59,6 +63,17 @@ class ReadBudget:
         """Return whether so much more may be read, as far as that can be known before."""
         return self._spent_bytes + size_bytes <= self._limits.max_bytes and self._clock.monotonic() <= self._deadline
 
+    def require_written(self, descriptor: int) -> None:
+        """Raise ReadLimitError for an open file of which more was never written than may be. Moves its position."""
+        limit_bytes = self._limits.max_hole_bytes
+        size_bytes = os.fstat(descriptor).st_size
+        if limit_bytes is not None and _has_holes(descriptor, size_bytes, limit_bytes):
+            raise ReadLimitError(
+                f"the file has {size_bytes} bytes, of which more than {limit_bytes} were never written: it is sparse, and not "
+                "read; ReadArtifact gives a file as it is",
+                metadata={"limit_bytes": str(limit_bytes)},
+            )
+
     def stop(self) -> None:
         """Note that the caller has gone."""
         self._is_stopped = True
@@ -67,7 +82,8 @@ class ReadBudget:
 @contextmanager
 def open_within(budget: ReadBudget, descriptor: int) -> Iterator[BinaryIO]:
     """Yield an open file of which every byte that is read is spent: its methods raise what `ReadBudget.spend` does. The
-    descriptor stays open."""
+    descriptor stays open. Raises what `ReadBudget.require_written` does."""
+    budget.require_written(descriptor)
     with io.BufferedReader(_Counted(descriptor, budget), _BUFFER_BYTES) as file:
         yield file
 
@@ -97,6 +113,27 @@ class _Counted(io.RawIOBase):
 
     def tell(self) -> int:
         return self._offset
+
+
+def _has_holes(descriptor: int, size_bytes: int, limit_bytes: int) -> bool:
+    """Return whether a file has more bytes than that in holes. No hole is smaller than a page, so that takes few steps. A
+    file system that knows of no holes says that there are none."""
+    position = hole_bytes = 0
+    while position < size_bytes and hole_bytes <= limit_bytes:
+        hole = os.lseek(descriptor, position, os.SEEK_HOLE)
+        position = _data_after(descriptor, hole, size_bytes)
+        hole_bytes += position - hole
+    return hole_bytes > limit_bytes
+
+
+def _data_after(descriptor: int, hole: int, size_bytes: int) -> int:
+    """Return where the file goes on after a hole; its size, where it does not."""
+    try:
+        return os.lseek(descriptor, hole, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return size_bytes
 
 
 def too_much(what: str, **limit: float) -> ReadLimitError:

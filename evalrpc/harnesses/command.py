@@ -15,7 +15,7 @@ from evalrpc.harnesses.failures import check_exit, failed, find_failure
 from evalrpc.harnesses.placeholders import filled_in, placeholders_in, require_known
 from evalrpc.harnesses.progress_bars import follow_bar
 from evalrpc.harnesses.served import pointed_at
-from evalrpc.results.layout import read_results
+from evalrpc.results.layout import read_results, unread_results
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
 from evalrpc.v1.results_pb2 import ModelResult
@@ -114,6 +114,9 @@ class CommandHarness:
         check_exit(exit_status, log_tail)
         results = read_results(run.output_dir, run.request.model)
         if not results:
-            reason = find_failure(log_tail) or "the program left no file named like MODEL/20260214_103045_results.json"
+            other = unread_results(run.output_dir)
+            but = f", but {other}" if other else ""
+            what = f"the program left no file named like MODEL/20260214_103045_results.json{but}"
+            reason = find_failure(log_tail) or what
             raise failed(reason, "RESULTS_MISSING")
         return results

@@ -13,7 +13,7 @@ from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten
 from evalrpc.harnesses.ignored_settings import ignored_settings
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.harnesses.sample_answers import AnswersOfRun
-from evalrpc.results.layout import missing_tasks, read_results
+from evalrpc.results.layout import missing_tasks, read_results, unread_results
 from evalrpc.results.metrics import number
 from evalrpc.v1.jobs_pb2 import (
     GPU_MODE_DATA_PARALLEL,
@@ -146,7 +146,7 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
     check_exit(exit_status, log_tail)
     results = read_results(run.output_dir, run.request.model)
     if not results:
-        raise _no_results(log_tail, title)
+        raise _no_results(run, log_tail, title)
     _check_tasks(results, run)
     for warning in (*ignored_settings(results.values(), run.request), *_bad_answers(results, run)):
         _warn(results, warning)
@@ -167,12 +167,17 @@ def _warn(results: Mapping[str, ModelResult], warning: str) -> None:
         result.warnings.append(warning)
 
 
-def _no_results(log_tail: Iterable[str], title: str) -> RunFailedError:
+def _no_results(run: Run, log_tail: Iterable[str], title: str) -> RunFailedError:
     lines = [strip_colours(line) for line in log_tail]
     if failure := find_failure(lines):
         return failed(failure)
     unsaved = [match["error"] for line in lines if (match := _NOT_SAVED.fullmatch(line[-_MAX_LINE_CHARACTERS:]))]
-    why = f"could not save them: {unsaved[-1]}" if unsaved else "left none, and its log does not say why"
+    if unsaved:
+        why = f"could not save them: {unsaved[-1]}"
+    elif name := unread_results(run.output_dir):
+        why = f"left {name}, which is not named as known versions name their results"
+    else:
+        why = "left none, and its log does not say why"
     return RunFailedError("RESULTS_MISSING", shorten(f"no results: {title} {why}"))
 
 

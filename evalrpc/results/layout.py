@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -38,6 +38,9 @@ _SAMPLES_NAMES: Final = (
     re.compile(rf"{_STAMP}_samples_{_TASK}\.jsonl", re.DOTALL),
     re.compile(rf"samples_{_TASK}_{_ISO_STAMP}\.jsonl", re.DOTALL),
 )
+_LOOKS_LIKE_RESULTS: Final = re.compile(r"results[^/]*\.jsonl?\Z")
+_MAX_LOOKED_AT: Final = 20  # folders
+_MAX_SHOWN: Final = 100
 MAX_RESULTS_BYTES: Final = 128 * 1024 * 1024
 """The size of a results file."""
 MAX_KEPT_BYTES: Final = 32 * 1024 * 1024
@@ -75,6 +78,19 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
         result.warnings.extend(f"results may be missing: {what}" for what in lost)
     require_size(results)
     return results
+
+
+def unread_results(output_dir: Path) -> str:
+    """Return the name of a file that looks like results, where `read_results` found none; empty if there is none. Some versions
+    of harnesses wrote `results.json`."""
+    with suppress(RunFailedError):
+        files, folders = _names(output_dir)
+        found = [
+            *files,
+            *(f"{folder}/{name}" for folder in folders[:_MAX_LOOKED_AT] for name in _names(output_dir, folder).files),
+        ]
+        return next((printable(name)[:_MAX_SHOWN] for name in found if _LOOKS_LIKE_RESULTS.search(name)), "")
+    return ""
 
 
 def require_size(results: Mapping[str, ModelResult]) -> None:

@@ -90,3 +90,44 @@ def test_every_byte_of_a_file_counts(tmp_path: Path, how: str) -> None:
             getattr(file, how)()
         assert os.lseek(descriptor, 0, os.SEEK_CUR) == 0
     os.close(descriptor)
+
+
+WRITTEN = UNLIMITED._replace(max_hole_bytes=KIB * KIB)
+
+
+def sparse(path: Path, *pieces: tuple[int, bytes], size_bytes: int) -> Path:
+    """A file with something written at these offsets, and holes otherwise."""
+    with path.open("wb") as file:
+        for offset, content in pieces:
+            file.seek(offset)
+            file.write(content)
+        file.truncate(size_bytes)
+    return path
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [[], [(0, b"{}\n")], [(2**42 - 3, b"{}\n")], [(number * 128 * KIB, b"{}\n") for number in range(20)]],
+    ids=["nothing", "begin", "end", "pieces"],
+)
+def test_a_file_that_was_hardly_written_is_refused_at_once(pieces: list[tuple[int, bytes]], tmp_path: Path) -> None:
+    budget = ReadBudget(WRITTEN)
+    says = pytest.raises(ReadLimitError, match=r"the file has 4398046511104 bytes, .* never written: it is sparse")
+    path = sparse(tmp_path / "s", *pieces, size_bytes=2**42)
+    with path.open("rb") as file, says, open_within(budget, file.fileno()):
+        pass
+    assert budget.has_room_for(WRITTEN.max_bytes), "nothing was read"
+
+
+@pytest.mark.parametrize("size_bytes", [0, 5, 3_000_000])
+def test_any_other_file_is_read_from_its_begin(size_bytes: int, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * size_bytes)
+    with path.open("rb") as file, open_within(ReadBudget(WRITTEN), file.fileno()) as read:
+        assert len(read.read()) == size_bytes
+
+
+def test_small_holes_are_read(tmp_path: Path) -> None:
+    path = sparse(tmp_path / "s", (64 * KIB, b"x"), size_bytes=KIB * KIB)
+    with path.open("rb") as file, open_within(ReadBudget(WRITTEN), file.fileno()) as read:
+        assert read.read().strip(b"\0") == b"x"

@@ -111,6 +111,9 @@ def test_no_results_is_a_failure_that_says_what_was_expected(tmp_path: Path) -> 
         harness().read_results(run_of(output_dir=tmp_path), Exit(code=0), [])
     assert caught.value.job_error.reason == "RESULTS_MISSING"
     assert caught.value.message == "the program left no file named like MODEL/20260214_103045_results.json"
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(RunFailedError, match=r"named like MODEL/20260214_103045_results\.json, but results\.json$"):
+        harness().read_results(run_of(output_dir=tmp_path), Exit(code=0), [])
 
 
 @pytest.mark.parametrize(

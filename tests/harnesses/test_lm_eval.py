@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import RunFailedError
-from evalrpc.harnesses.base import Command
+from evalrpc.harnesses.base import Command, Exit
 from evalrpc.harnesses.lm_eval import LmEvalHarness
 from evalrpc.results.layout import samples_task
 from evalrpc.testing.recorded_runs import exit_of, follow, log_of, request_of
@@ -266,3 +266,12 @@ def test_a_bar_of_something_else_is_not_counted(line: str) -> None:
 def test_a_bar_of_the_tokenizer_is_not_counted_between_requests() -> None:
     lines = ["Running loglikelihood requests", "Tokenizing inputs: 100%|██| 80/80 [00:00<00:00, 12531.53it/s]"]
     assert [change.total for change in follow(harness(), lines)] == [0]
+
+
+def test_results_of_an_unknown_name_are_named(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"results": {"piqa": {"acc": 0.78}}}')
+    with pytest.raises(
+        RunFailedError, match=r"lm-eval left results\.json, which is not named as known versions name"
+    ) as caught:
+        harness().read_results(run_of(request_of(tasks=["piqa"]), tmp_path), Exit(code=0), [])
+    assert caught.value.job_error.reason == "RESULTS_MISSING"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from evalrpc.errors import RunFailedError
 from evalrpc.results import layout
-from evalrpc.results.layout import missing_tasks, read_results, samples_task
+from evalrpc.results.layout import missing_tasks, read_results, samples_task, unread_results
 from evalrpc.v1.results_pb2 import Metric, ModelResult
 
 DATA = Path(__file__).parent.parent / "data" / "lmms_eval"
@@ -364,3 +364,23 @@ def test_other_text_is_no_metric(tmp_path: Path, text: str) -> None:
 
 def test_the_stand_in_for_no_metric_is_none(tmp_path: Path) -> None:
     assert not metrics_of(tmp_path, {"bypass,none": 999, "bypass_stderr,none": "N/A"})
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        (["results.json"], "results.json"),
+        (["m/results_tasks.json"], "m/results_tasks.json"),
+        (["acme_0214_1030_results.json", "x.json"], "acme_0214_1030_results.json"),
+        (["a/20260214-103045_results.jsonl", "b/samples.jsonl"], "a/20260214-103045_results.jsonl"),
+        (["results\x1b[31m.json"], "results\\x1b[31m.json"),
+        (["samples.jsonl", "m/scores.json"], ""),
+        ([], ""),
+    ],
+)
+def test_what_looks_like_results_and_is_not_read_can_be_named(files: list[str], name: str, tmp_path: Path) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    assert not read_results(tmp_path, "m")
+    assert unread_results(tmp_path) == name

@@ -147,8 +147,19 @@ def test_a_comparison_past_its_limits_is_refused_with_the_limit(api: Api, monkey
     assert dict(detail(error, error_details_pb2.ErrorInfo).metadata) == {"limit_bytes": str(200 * 1024**2)}
 
 
+def test_a_comparison_of_a_sparse_file_is_refused_at_once(api: Api) -> None:
+    good, sparse = job_with(api, row(1)), job_with(api, row(1), 4 * 1024**4)
+    for jobs in ((good, sparse), (sparse, good)):
+        error = refusal(lambda jobs=jobs: api.CompareJobs(baseline_job_id=jobs[0], candidate_job_ids=[jobs[1]]))
+        assert "were never written: it is sparse, and not read" in str(error.details())
+        assert dict(detail(error, error_details_pb2.ErrorInfo).metadata) == {"limit_bytes": str(1024**2)}
+
+
 @pytest.mark.parametrize("method", ["ListSamples", "CompareJobs"])
-def test_a_process_that_reads_ends_soon_after_its_caller_has_gone(api: Api, method: str) -> None:
+def test_a_process_that_reads_ends_soon_after_its_caller_has_gone(
+    api: Api, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparer, "READ_LIMITS", comparer.READ_LIMITS._replace(max_hole_bytes=None))
     good, sparse = job_with(api, row(1)), job_with(api, b"", 4 * 1024**4)
     requests: dict[str, Any] = {
         "ListSamples": ListSamplesRequest(job_id=sparse),
