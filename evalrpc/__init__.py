@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
     if name == "errors":
         return import_module("evalrpc.errors")
     if name == "__version__":
-        return _version()
+        return globals().setdefault(name, _version())
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

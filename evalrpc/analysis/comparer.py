@@ -1,6 +1,7 @@
 """Comparisons, decisions, plans, flips and trends for callers, computed in processes of their own. So NumPy and SciPy, which
 take more memory than the rest of an idle server, are never loaded into it."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
@@ -37,6 +38,7 @@ PROCESS_USE: Final = Limits(memory_bytes=2 * 1024**3, processor_seconds=120)
 """What it may use of the machine."""
 
 _MAX_REMEMBERED: Final = 1_000_000  # flips, of all listings: 32 bytes each
+_FLIPS_OF_A_LISTING: Final = 25  # for so many it takes as much memory, beside its own
 
 _Work = Callable[[Any, Sequence[JobInfo], Mapping[str, Harness], Path, ReadBudget], Any]
 """Something that reads the samples of jobs, with what it needs to know. A function of this module, which imports the rest: the
@@ -50,7 +52,7 @@ class Comparer:
         self._data_dir = data_dir
         self._harness_settings = harness_settings
         self._processes = processes
-        self._known_flips = Remembered[Flips](_MAX_REMEMBERED, len)
+        self._known_flips = Remembered[Flips](_MAX_REMEMBERED, lambda flips: _FLIPS_OF_A_LISTING + len(flips))
 
     async def compare(self, call: CompareJobsRequest, baseline: JobInfo, candidates: Sequence[JobInfo]) -> CompareJobsResponse:
         """Compare the candidates with the baseline. Raises what `evalrpc.analysis.comparison.compare` does."""
@@ -96,7 +98,7 @@ class Comparer:
         return page.SerializeToString()
 
     async def _flips(self, listing: ListFlipsRequest, jobs: Sequence[JobInfo]) -> Flips:
-        key = listing.SerializeToString(deterministic=True)
+        key = hashlib.sha256(listing.SerializeToString(deterministic=True)).digest()  # a request may be large
         flips = self._known_flips.get(key)
         if flips is None:
             flips = await self._read(_find_flips, listing, jobs)

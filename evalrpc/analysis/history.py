@@ -7,6 +7,7 @@ more than its own jobs; if they were forgotten, it looks again. Trends need all 
 come on a page after the last of them.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -38,6 +39,7 @@ LIMITS: Final = ReadLimits(max_bytes=0, max_seconds=120.0)
 _PAGE: Final = 100
 _LENGTH_BYTES: Final = 8  # by which the length of a point grows with its metrics
 _MAX_REMEMBERED: Final = 500_000  # places, of all listings
+_PLACES_OF_A_LISTING: Final = 50  # for so many it takes as much memory, beside its own
 _NEWEST: Final = 2**63 - 1
 _ANY_JOB: Final = JobFilter()
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -56,7 +58,7 @@ class HistoryPlaces(Remembered[_Places]):
     """The places of recent listings, so that their next pages need not look at all jobs again. Thread-safe."""
 
     def __init__(self) -> None:
-        super().__init__(_MAX_REMEMBERED, lambda places: len(places.steps))
+        super().__init__(_MAX_REMEMBERED, lambda places: _PLACES_OF_A_LISTING + len(places.steps))
 
 
 class _Position(NamedTuple):
@@ -173,7 +175,8 @@ class History:
 
     def _key(self, by_step: bool) -> bytes:
         """Return what tells this listing from others."""
-        return b"%d %d %a %s" % (by_step, self._newest, self._owner, self._listing.SerializeToString(deterministic=True))
+        listing = self._listing.SerializeToString(deterministic=True)  # which may be as large as a request
+        return hashlib.sha256(b"%d %d %a %s" % (by_step, self._newest, self._owner, listing)).digest()
 
     def _sorted_places(self) -> _Places:
         by_step = self._position.by_step if self._position else self._all_have_steps
@@ -219,23 +222,22 @@ class History:
             model=model,
         )
         room_bytes = MAX_PAGE_BYTES - field_size(empty.ByteSize()) - _LENGTH_BYTES
-        piece: list[Metric] = []
-        left_bytes = room_bytes
+        point, left_bytes = _copy(empty), room_bytes
         for metric in islice(metrics, begin, None):
             left_bytes -= field_size(metric.ByteSize())
-            if piece and left_bytes < 0:
-                yield _Piece(_with_metrics(empty, piece), begin)
-                begin += len(piece)
-                piece, left_bytes = [], room_bytes - field_size(metric.ByteSize())
-            piece.append(metric)
-        if piece:
-            yield _Piece(_with_metrics(empty, piece), begin)
+            if point.metrics and left_bytes < 0:
+                yield _Piece(point, begin)
+                begin += len(point.metrics)
+                point, left_bytes = _copy(empty), room_bytes - field_size(metric.ByteSize())
+            point.metrics.append(metric)  # which copies it: as messages of their own, many take ten times as much memory
+        if point.metrics:
+            yield _Piece(point, begin)
 
 
-def _with_metrics(empty: HistoryPoint, metrics: list[Metric]) -> HistoryPoint:
-    point = HistoryPoint(metrics=metrics)
-    point.MergeFrom(empty)
-    return point
+def _copy(point: HistoryPoint) -> HistoryPoint:
+    copy = HistoryPoint()
+    copy.CopyFrom(point)
+    return copy
 
 
 def _decode(token: str, listing: GetHistoryRequest) -> _Position | None:

@@ -204,18 +204,21 @@ def _open_parts(folder: int, parts: Sequence[str], flags: int) -> int:
             descriptor = os.open(part, flags if number == len(parts) else _PASSED_THROUGH, dir_fd=parent)
         except OSError as error:
             wanted = "regular file" if number == len(parts) and not flags & os.O_DIRECTORY else "folder"
-            raise _explained(error, part, wanted, parent) from error
+            _require_kind(error, part, wanted, parent)
+            raise
         finally:
             os.close(parent)
     return descriptor
 
 
-def _explained(error: OSError, name: str, wanted: str, parent: int) -> OSError:
-    """Return the error that says what was found where a file or a folder is wanted."""
+def _require_kind(error: OSError, name: str, wanted: str, parent: int) -> None:
+    """Raise the OSError that says what was found where a file or a folder is wanted, if that is what the error is about."""
     if error.errno in _NOT_THE_KIND:
-        with suppress(OSError):  # removed meanwhile
-            return wrong_kind(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode, name, wanted)
-    return error
+        try:
+            mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+        except OSError:  # removed meanwhile
+            return
+        raise wrong_kind(mode, name, wanted) from error
 
 
 def _require_artifact(descriptor: int, name: str) -> None:

@@ -68,12 +68,16 @@ def read_metrics(path: Path, offset: int = 0) -> Iterator[MetricRow]:
 def _messages(results: Results) -> Iterator[bytes]:
     heads = JobInfo()
     for model, result in results.items():
-        heads.results[model].CopyFrom(result)
-        heads.results[model].ClearField("metrics")
+        heads.results[model].MergeFrom(_without_metrics(result))
     yield heads.SerializeToString()
     for model in sorted(results):
         for metric in results[model].metrics:
             yield ModelMetric(model=model, metric=metric).SerializeToString()
+
+
+def _without_metrics(result: ModelResult) -> ModelResult:
+    """Return a copy without the metrics, of which there may be very many."""
+    return ModelResult(**{field.name: value for field, value in result.ListFields() if field.name != "metrics"})
 
 
 def _sync_folder(folder: Path) -> None:

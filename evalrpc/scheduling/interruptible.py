@@ -40,12 +40,17 @@ class InterruptibleReader:
             self._attention.clear()
             if not self._reading.done() and (reason := reason_to_stop()):
                 return reason
-        self._reading.result()
+        reading, self._reading = self._reading, None
+        try:
+            reading.result()
+        finally:
+            del reading  # an error has this frame, and would keep all that was read until garbage is collected
         return None
 
     def _start(self, read: Callable[[], None]) -> Future[None]:
         reading: Future[None] = Future()
-        reading.add_done_callback(lambda _: self._attention.set())
+        attention = self._attention  # instead of this reader, which refers to the reading
+        reading.add_done_callback(lambda _: attention.set())
         try:
             threading.Thread(target=_read_into, args=(reading, read), name="results", daemon=True).start()
         except RuntimeError as error:
@@ -61,3 +66,5 @@ def _read_into(reading: Future[None], read: Callable[[], None]) -> None:
         reading.set_exception(error)
     else:
         reading.set_result(None)
+    finally:
+        del reading, read  # the error has this frame

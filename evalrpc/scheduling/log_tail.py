@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ from evalrpc.protobuf.texts import last_lines
 from evalrpc.secrets.logs import read_masked
 from evalrpc.secrets.masking import NO_MASK, Mask
 
-_READ_BYTES: Final = 1024 * 1024
+_READ_BYTES: Final = 256 * 1024
 _MAX_STRETCH_BYTES: Final = 2 * 1024 * 1024
 _MAX_LINE_BYTES: Final = 64 * 1024
 _LINE_END: Final = re.compile(rb"[\r\n]")
@@ -43,12 +44,17 @@ class LogFollower:
         end = self.size() if end is None else min(end, self.size())
         self._offset = max(self._offset, end - _MAX_STRETCH_BYTES)
         while data := self._read(end):
-            *lines, self._partial = _LINE_END.split(self._partial + data)
+            data = self._partial + data
+            size_bytes = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+            self._partial = data[size_bytes:]
+            begin = 0
+            for line_end in _LINE_END.finditer(
+                data, 0, size_bytes
+            ):  # one by one: as a list, short lines take fifty times as much
+                yield self._plain(data[begin : line_end.start()])
+                begin = line_end.end()
             if len(self._partial) > _MAX_LINE_BYTES:
-                lines.append(self._partial)
-                self._partial = b""
-            for line in lines:
-                yield self._plain(line)
+                yield self.end_line()
 
     def last_line(self) -> str:
         """Return the line that is not completed yet: a progress bar ends where the cursor stands."""
@@ -111,13 +117,23 @@ def read_tail(
     except OSError as error:
         require_no_shortage(error)
         return [unreadable(error).message]
-    lines = [plain(line.rstrip(b"\r").rpartition(b"\r")[2]) for line in data.split(b"\n")]
-    return last_lines([line for line in lines if line.strip()], max_lines, max_bytes)
+    lines = (plain(line.rstrip(b"\r").rpartition(b"\r")[2]) for line in _from_the_end(data))
+    last = list(islice((line for line in lines if line.strip()), max_lines))
+    return last_lines(last[::-1], max_lines, max_bytes)
 
 
 def plain(line: bytes) -> str:
     """Return a line of a log without colour codes and control characters."""
     return _CONTROL.sub("", strip_colours(line.decode(errors="replace"))).rstrip()
+
+
+def _from_the_end(data: bytes) -> Iterator[bytes]:
+    """Yield the lines, the last one first."""
+    end = len(data)
+    while end >= 0:
+        begin = data.rfind(b"\n", 0, end) + 1
+        yield data[begin:end]
+        end = begin - 1
 
 
 def _read_end(path: Path, begin: int, end: int | None, mask: Mask) -> bytes:

@@ -151,6 +151,7 @@ class RunResults:
     def _failure(self) -> RunFailedError:
         """Return the first failure; of several tasks with the one that failed named, and those that came to nothing besides."""
         (step, first), *others = self._failures
+        self._failures = []  # an error that is raised has the frames that have these results
         if self._all_steps.are_several:
             notes = [f"{_task(step)}: {first.message}"]
             notes += [f"also failed: {', '.join(_task(other) for other, _ in others)}"] if others else []

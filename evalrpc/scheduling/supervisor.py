@@ -307,6 +307,8 @@ class Supervisor:
                 handle.close()
             if self._preparation is not None:
                 self._preparation.close()
+            # These refer to this supervisor, and would keep all results until garbage is collected.
+            self._found = self._progress = self._bounds = None
 
     def _noting_use(self, outcome: _Change) -> _Change:
         """Return a change that says, besides the outcome, whether the run was warm, and what it asked an engine."""

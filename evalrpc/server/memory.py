@@ -12,6 +12,7 @@ from evalrpc.executors.local.processes import resident_bytes
 _ARENA_MAX: Final = -8  # M_ARENA_MAX of glibc's mallopt
 _ARENAS: Final = 2
 _GROWTH: Final = 1.1
+_YOUNG, _ALL = 0, 2  # generations of the collector
 
 
 def limit_arenas() -> None:
@@ -31,16 +32,16 @@ class Memory:
         self._forget_unused = forget_unused
 
     def give_back(self) -> None:
-        """Give back what was freed, and what is kept for later calls that may never come. Collect garbage, too, if the server
-        has grown by a tenth since it last did: a full collection holds up everything else."""
+        """Give back what was freed, and what is kept for later calls that may never come. Collect garbage, too. A full
+        collection holds up everything else, so unless the server has grown by a tenth since it was smallest, only what is
+        young, such as what gRPC leaves of each call."""
         self._forget_unused()
         has_grown = resident_bytes(os.getpid()) > _GROWTH * self._kept_bytes
-        if has_grown:
-            gc.collect()
+        gc.collect(_ALL if has_grown else _YOUNG)
         if (trim := _from_c("malloc_trim")) is not None:
             trim(0)  # also where it has not grown: what was in use at the last time may be free by now
-        if has_grown:
-            self._kept_bytes = resident_bytes(os.getpid())
+        kept_bytes = resident_bytes(os.getpid())
+        self._kept_bytes = kept_bytes if has_grown else min(kept_bytes, self._kept_bytes)
 
 
 def _from_c(name: str) -> Any:

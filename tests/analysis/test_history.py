@@ -238,6 +238,7 @@ def test_the_next_pages_read_no_more_than_their_own_jobs(store: SqliteStore, mon
 
 def test_places_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch, store: SqliteStore) -> None:
     monkeypatch.setattr(history_module, "_MAX_REMEMBERED", 7)
+    monkeypatch.setattr(history_module, "_PLACES_OF_A_LISTING", 0)
     for number in range(3):
         complete(store, {"m": [ACC]}, step=str(number))
     places = HistoryPlaces()

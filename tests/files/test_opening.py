@@ -299,3 +299,10 @@ def test_names_that_are_not_utf8_come_in_pages_and_count_as_they_are_listed(tmp_
 def test_nul_is_only_taken_before_a_byte_that_is_not_utf8(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidRequestError), open_file(tmp_path, name):
         pass
+
+
+def test_an_error_of_a_missing_file_refers_to_no_other(tmp_path: Path) -> None:
+    """Else it would be garbage only the collector finds, with all that its frames have."""
+    with pytest.raises(FileNotFoundError) as caught, open_in(tmp_path, "missing"):
+        pass
+    assert caught.value.__cause__ is None

@@ -1,5 +1,6 @@
 """Reading the log of a run."""
 
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -78,6 +79,15 @@ def test_one_look_reads_a_few_megabytes_at_the_most(log: Path) -> None:
     append(log, b"ab\n" * 6_000_000)
     lines = LogFollower(log).new_lines()
     assert next(islice(lines, 2_000_000, None), None) is None
+
+
+def test_very_many_short_lines_are_not_all_in_memory(log: Path) -> None:
+    append(log, b"line\n" * 100_000)
+    lines = LogFollower(log).new_lines()
+    before = sys.getallocatedblocks()
+    assert next(lines) == "line"
+    assert sys.getallocatedblocks() - before < 1000
+    assert sum(1 for _ in lines) == 99_999
 
 
 def test_a_log_that_was_cut_short_breaks_nothing(log: Path) -> None:

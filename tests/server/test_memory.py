@@ -47,26 +47,12 @@ def test_what_was_freed_and_what_is_garbage_is_given_back() -> None:
     assert after < before + 10_000
 
 
-def test_only_a_server_that_has_grown_collects(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = iter([100, 90, 98, 100, 95])  # before and after the first, before the second, before and after the third
-    collections: list[None] = []
+def test_only_a_server_that_has_grown_since_it_was_smallest_collects_all_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([100, 90, 98, 95, 100, 80, 89, 85])  # before and after each
+    collections: list[int] = []
     monkeypatch.setattr(memory, "resident_bytes", lambda _: next(sizes))
-    monkeypatch.setattr(memory.gc, "collect", lambda: collections.append(None))
-    kept, counts = memory.Memory(), []
-    for _ in range(3):
+    monkeypatch.setattr(memory.gc, "collect", collections.append)
+    kept = memory.Memory()
+    for _ in range(4):
         kept.give_back()
-        counts.append(len(collections))
-    assert counts == [1, 1, 2]
-
-
-def test_what_is_kept_for_calls_that_never_come_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-    monkeypatch.setattr(memory.gc, "collect", lambda: done.append("collected"))
-    memory.Memory(lambda: done.append("forgotten")).give_back()
-    assert done == ["forgotten", "collected"]
-
-
-def test_a_c_library_without_these_functions_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
-    memory.limit_arenas()
-    memory.Memory().give_back()
+    assert collections == [2, 0, 2, 2]

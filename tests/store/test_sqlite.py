@@ -1,5 +1,6 @@
 """What is the SQLite store's own: its files, its lock, a full disk, a killed process."""
 
+import gc
 import os
 import signal
 import sqlite3
@@ -616,3 +617,14 @@ def test_jobs_that_fell_out_of_the_cache_are_read_from_the_disk(data_dir: Path) 
     assert read(store, job.job_id) == job
     assert store.cached_job(job.job_id) is not None
     store.close()
+
+
+def test_filters_that_nobody_uses_again_leave_few_prepared_statements(store: SqliteStore) -> None:
+    def statements() -> int:
+        return sum(type(each).__name__ == "Statement" for each in gc.get_objects())
+
+    submit(store)
+    before = statements()
+    for count in range(1, 60):
+        store.list_jobs(JobFilter(label_selector=",".join(f"key-{number}" for number in range(count))), None, 10)
+    assert statements() - before <= 24
