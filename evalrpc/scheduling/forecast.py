@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Final, NamedTuple
 
+from evalrpc.jobs.share_policy import is_urgent, owner_name
 from evalrpc.scheduling.placement import QueuedJob
 from evalrpc.scheduling.shares import Standing
 
@@ -43,10 +44,6 @@ class Forecast:
         self._bounds = [  # what a position is worked out from
             (line.standing.used_per_weight, line.weight / typical_use, line.urgent_count, len(line.jobs)) for line in self.lines
         ]
-
-    def rank(self, owner: str) -> int:
-        """Return how many owners come before one that has queued jobs."""
-        return self._ranks[owner]
 
     def position(self, owner: str, index: int) -> int:
         """Return how many jobs are expected before the one with this index among those of its owner."""
@@ -84,6 +81,21 @@ class Forecast:
         ordinary = heapq.merge(*(self._tagged(rank, line.urgent_count, len(line.jobs)) for rank, line in enumerate(self.lines)))
         return [self.lines[rank].jobs[index] for _, rank, index in islice(chain(urgent, ordinary), limit)]
 
+    def who_comes_before(self, owner: str, priority: int, *, names_others: bool) -> str:
+        """Say whose jobs come before a job of an owner; nothing, if nobody's do. `names_others`: whether by their names."""
+        if is_urgent(owner, priority):
+            return ""
+        rank = self._ranks[owner]
+        own, before = self.lines[rank], self.lines[:rank]
+        urgent_count = self.urgent_count - own.urgent_count
+        if urgent_count:
+            return "1 urgent job comes first" if urgent_count == 1 else f"{urgent_count} urgent jobs come first"
+        if not before or before[-1].standing == own.standing:
+            return ""
+        least, used = before[0].standing.used_per_weight / 3600, own.standing.used_per_weight / 3600
+        who, name = _named(before, names_others), owner_name(owner)
+        return f"{who} first: {least:.3g} GPU hours of recent use per weight, and {name} has {used:.3g}"
+
     def _tagged(self, rank: int, low: int, high: int) -> Iterator[tuple[float, int, int]]:
         line = self.lines[rank]
         return ((self._tag(line, index), rank, index) for index in range(low, high))
@@ -106,3 +118,13 @@ class Forecast:
     @staticmethod
     def _is_before(one: float, other: float, *, or_at: bool) -> bool:
         return one <= other if or_at else one < other
+
+
+def _named(lines: Sequence[Line], names_others: bool) -> str:
+    """Say that the owners of these lines come."""
+    if not names_others:
+        return "1 other comes" if len(lines) == 1 else f"{len(lines)} others come"
+    first, more = owner_name(lines[0].owner), len(lines) - 1
+    if not more:
+        return f"{first} comes"
+    return f"{first} and 1 other come" if more == 1 else f"{first} and {more} others come"

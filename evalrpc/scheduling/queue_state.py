@@ -23,7 +23,7 @@ from evalrpc.jobs.defaults import gpus_needed, queue_of, takes_served_slot
 from evalrpc.jobs.holds import NO_HOLDS, Holds
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.served_models import engine_gpu_count, engine_needs, needs_of, needs_text, served_models
-from evalrpc.jobs.share_policy import Entitlements, charged_width, is_urgent, owner_name
+from evalrpc.jobs.share_policy import Entitlements, charged_width, is_urgent
 from evalrpc.protobuf import wire_format
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.engine_charges import ChargedJob, EngineCharges
@@ -587,7 +587,7 @@ class QueueState:
             position,
             free,
             self._reservation_before(entry, position),
-            self._others_before(entry, names_others),
+            self._forecast_now().who_comes_before(entry.owner, -entry.negated_priority, names_others=names_others),
             names_others=names_others,
         )
 
@@ -617,22 +617,6 @@ class QueueState:
             return reservation
         first = self._queued[reservation.job.job_id]  # of which a reservation has only what is missing
         return reservation if self._position(first) <= position else None
-
-    def _others_before(self, entry: QueuedJob, names_others: bool) -> str:
-        """Say whose jobs come before those of a job's owner; nothing, if nobody's do."""
-        forecast = self._forecast_now()
-        if is_urgent(entry.owner, -entry.negated_priority):
-            return ""
-        own = forecast.lines[forecast.rank(entry.owner)]
-        urgent_count = forecast.urgent_count - own.urgent_count
-        if urgent_count:
-            return "1 urgent job comes first" if urgent_count == 1 else f"{urgent_count} urgent jobs come first"
-        before = forecast.lines[: forecast.rank(entry.owner)]
-        if not before or before[-1].standing == own.standing:
-            return ""
-        least, used = before[0].standing.used_per_weight / 3600, own.standing.used_per_weight / 3600
-        who, owner = _named(before, names_others), owner_name(entry.owner)
-        return f"{who} first: {least:.3g} GPU hours of recent use per weight, and {owner} has {used:.3g}"
 
     def _follow_reason(self, job: pb.JobInfo, names_others: bool) -> str:
         """Say which job another one follows."""
@@ -748,16 +732,6 @@ def _queue_of(owner: str, entries: Sequence[QueuedJob]) -> OwnerQueue:
     queue = OwnerQueue(owner)
     queue.load((entry for entry in entries if not entry.ready_seconds), (entry for entry in entries if entry.ready_seconds))
     return queue
-
-
-def _named(lines: Sequence[Line], names_others: bool) -> str:
-    """Say that the owners of these lines come."""
-    if not names_others:
-        return "1 other comes" if len(lines) == 1 else f"{len(lines)} others come"
-    first, more = owner_name(lines[0].owner), len(lines) - 1
-    if not more:
-        return f"{first} comes"
-    return f"{first} and 1 other come" if more == 1 else f"{first} and {more} others come"
 
 
 def _seconds(time: Timestamp) -> float:
