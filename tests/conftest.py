@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from order_of_tests import dealt
 
 _FEW_EXAMPLES = 25
 """Of each property that Hypothesis checks, in `make test`. All tests have Hypothesis' own 100."""
@@ -26,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than there are cores, since tests also wait, and four at most, since real harnesses take memory."""
     return min(len(os.sched_getaffinity(0)) + 1, 4)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let each process begin with its share of the slow tests."""
+    items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 def pytest_configure(config: pytest.Config) -> None:
