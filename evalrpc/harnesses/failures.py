@@ -14,9 +14,11 @@ MAX_MESSAGE_CHARACTERS: Final = 300
 """The longest message. The contract allows 2 KiB, but a line should be readable."""
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+# Who says it, as torchrun, and the processes and the logger of vLLM put it before the line.
+_SPEAKER = r"(?:\[rank\d+\]:\s?|\([\w. =]{1,60}pid=\d+\)\s?)?(?:ERROR [\d-]{5} [\d:]{8} \[?[\w./]{1,60}:\d+\] )?"
 _EXCEPTION = re.compile(
-    r"(?:\[rank\d+\]:\s?)?"
-    r"(?P<line>(?:[A-Za-z_]\w*\.){0,20}(?:_?[A-Z]\w{0,100})?(?:Error|Exception|Exit|Interrupt|Timeout|Failure)(?::.*)?)"
+    _SPEAKER
+    + r"(?P<line>(?:[A-Za-z_]\w*\.){0,20}(?:_?[A-Z]\w{0,100})?(?:Error|Exception|Exit|Interrupt|Timeout|Failure)(?::.*)?)"
 )
 _LMMS_EVAL_ERROR = re.compile(r".*?\bError during evaluation: (?P<line>.+?)(?:\. Please set `--verbosity=DEBUG`.*)?")
 _USAGE_ERROR = re.compile(r"[^\s:]+(?: [^\s:]+)*: error: (?P<line>.+)")
@@ -29,7 +31,7 @@ _OUT_OF_MEMORY = re.compile(
 _ROOT_CAUSE = "Root Cause (first observed failure)"
 _CHILD_SIGNALLED = re.compile(
     r"\s*traceback : Signal ([0-9]{1,3}) \(\w+\) received by PID \d+|.*\bdied with <Signals\.\w+: ([0-9]{1,3})>\.?"
-    r"|.*\bDataLoader worker \(pid \d+\) is killed by signal: (Killed)\b.*"
+    r"|.*\bDataLoader worker \(pid \d+\) is killed by signal: (Killed)\b.*|.*\bprocess \d+ terminated with signal (SIG[A-Z]+)"
 )
 # A shell's exit code for a program killed by one of these signals.
 _SHELL_CODES: Final = {
@@ -39,12 +41,16 @@ _SHELL_CODES: Final = {
 _UNKNOWN_MODEL = re.compile(
     r"(?:Model '(?P<name>[^']{1,1024})' not found in available models: "
     r"|Attempted to load model '(?P<name2>[^']{1,1024})', but no model for this name found! Supported model names: "
-    r"|Unknown model '(?P<name3>[^']{1,1024})'\.(?:\\n|\s)Available: )(?P<names>.*)"
+    r"|(?:Unknown model|Model) '(?P<name3>[^']{1,1024})'(?: not found)?\.(?:\\n|\s)Available(?: models)?: )(?P<names>.*)"
 )
+_SIGNALS: Final = {"Killed": signal.SIGKILL, **signal.Signals.__members__}
 _MAX_NAME_CHARACTERS: Final = 100
 _MAX_LISTED: Final = 2000
 # Exceptions that only report that something else failed.
-_WRAPPER = re.compile(r"(?:[\w.]+\.)?(?:RetryError: RetryError\[<Future|ChildFailedError\b|CalledProcessError\b)")
+_WRAPPER = re.compile(
+    r"(?:[\w.]+\.)?(?:RetryError: RetryError\[<Future|(?:ChildFailed|CalledProcess|EngineDead)Error\b|BrokenProcessPool\b"
+    r"|Process(?:Exited|Raised)Exception\b|\w+: .*(?:root cause above|for the root cause))"
+)
 
 
 def find_failure(log_tail: Iterable[str]) -> str | None:
@@ -129,8 +135,10 @@ def _signal_of_child(log_tail: Sequence[str]) -> int | None:
     lines = [clean for line in log_tail for clean in _clean(line)]
     root_cause = next((index for index, line in enumerate(lines) if line.startswith(_ROOT_CAUSE)), 0)
     for match in filter(None, map(_CHILD_SIGNALLED.fullmatch, lines[root_cause:])):
-        number = next(filter(None, match.groups()))
-        return signal.SIGKILL if number == "Killed" else int(number)
+        name = next(filter(None, match.groups()))
+        number = _SIGNALS.get(name, name)
+        if str(number).isdecimal():
+            return int(number)
     return None
 
 

@@ -53,6 +53,14 @@ def test_a_real_failure_is_reported_in_its_own_words(case: str, message: str) ->
             r"""KeyError: "Unknown model 'xyz'.\nAvailable: dummy, hf, vllm... (37 total)\"""",
             "KeyError: there is no model 'xyz'; ListModels has the names of all",
         ),
+        (
+            "ValueError: Unknown model 'hff'. Available models: dummy, hf, vllm",
+            "ValueError: there is no model 'hff'; did you mean hf?",
+        ),
+        (
+            "KeyError: \"Model 'hff' not found. Available models: dummy, hf, vllm\"",
+            "KeyError: there is no model 'hff'; did you mean hf?",
+        ),
         ("ValueError: Model 'x' was not found", "ValueError: Model 'x' was not found"),
     ],
 )
@@ -227,3 +235,50 @@ def test_a_lack_of_memory_is_told_apart_however_the_harness_ended(exit_status: E
 def test_other_failures_keep_their_reason(line: str) -> None:
     assert failed(line).job_error.reason == "HARNESS_FAILED"
     assert failed(line, "RESULTS_MISSING").job_error.reason == "RESULTS_MISSING"
+
+
+OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            [
+                f"(EngineCore_DP0 pid=4321) ERROR 11-02 10:11:12 [core.py:708] {OUT_OF_MEMORY}",
+                "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+            ],
+            OUT_OF_MEMORY,
+        ),
+        (
+            [
+                f"(VllmWorker rank=1 pid=33) {OUT_OF_MEMORY}",
+                "vllm.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.",
+            ],
+            OUT_OF_MEMORY,
+        ),
+        (
+            [
+                "ERROR 06-01 10:00:00 engine.py:389] ValueError: No available memory for the cache blocks.",
+                "RuntimeError: Engine process failed to start. See stack trace for the root cause.",
+            ],
+            "ValueError: No available memory for the cache blocks.",
+        ),
+        (
+            ["ValueError: really", "concurrent.futures.process.BrokenProcessPool: A process was terminated abruptly"],
+            "ValueError: really",
+        ),
+        (["vllm.EngineDeadError: EngineCore died"], "vllm.EngineDeadError: EngineCore died"),
+    ],
+)
+def test_what_an_engine_died_of_counts_more_than_that_it_died(lines: list[str], message: str) -> None:
+    assert find_failure(lines) == message
+
+
+@pytest.mark.parametrize(("name", "number"), [("SIGKILL", 9), ("SIGSEGV", 11), ("SIGNOTHING", None)])
+def test_a_process_that_torch_has_spawned_and_lost_is_told(name: str, number: int | None) -> None:
+    line = f"torch.multiprocessing.spawn.ProcessExitedException: process 1 terminated with signal {name}"
+    with pytest.raises(RunFailedError) as caught:
+        check_exit(Exit(code=1), [line])
+    ended = f"a process of the harness was ended by {name} (signal {number})"
+    assert caught.value.job_error.message == (line if number is None else ended)
