@@ -101,7 +101,7 @@ def _lines(error: Exception, address: str) -> list[str]:
         case UnavailableError() if error.reason != UnavailableError.reason:  # the server itself said so
             return [f"the server at {address} can't do this now: {error.message}"]
         case UnavailableError() | TimeoutError():
-            return [f"can't reach the server at {address}: {error}"]
+            return [f"can't reach the server at {address}: {error}", *_proxy_lines(address)]
         case UnauthenticatedError():
             return [f"not signed in to the server at {address}: {error.message}; `evalrpc login` signs in"]
         case PermissionDeniedError():
@@ -113,6 +113,14 @@ def _lines(error: Exception, address: str) -> list[str]:
         case OSError():
             return [f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)]
     return [str(error)]
+
+
+def _proxy_lines(address: str) -> Iterator[str]:
+    """Say that a proxy stands between: it may be what does not answer."""
+    from evalrpc.client.addresses import proxy_variable  # with gRPC, which a failed call has loaded
+
+    if variable := proxy_variable(address):
+        yield f"the variable {variable} has the way lead through a proxy; name the host in no_proxy to go there directly"
 
 
 def with_flag(message: str) -> str:

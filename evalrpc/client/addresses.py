@@ -8,6 +8,7 @@ http://HOST:PORT  https://HOST:PORT        without or with TLS; the port of http
 """
 
 import ipaddress
+import os
 import re
 from typing import Final, NamedTuple
 
@@ -19,6 +20,8 @@ _SCHEME: Final = re.compile(r"(?P<scheme>https?|dns|ipv4|ipv6|unix|unix-abstract
 _HOST_AND_PORT: Final = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?", re.DOTALL)
 _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _ONLY_NUMBERS: Final = re.compile(r"[0-9.]+")
+_PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
+_NO_PROXY: Final = ("no_grpc_proxy", "no_proxy")
 _USER_INFO: Final = re.compile(r"(^|//)[^/]*@")  # may have a password, which no message repeats
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 
@@ -59,6 +62,19 @@ def parse_address(text: str) -> Address:
     except ValueError as error:
         shown = _USER_INFO.sub(r"\1***@", text)
         raise ValueError(f"the address {shown!r} {error}") from None
+
+
+def proxy_variable(text: str) -> str:
+    """Return the environment variable that sends gRPC to a proxy on the way to this address; empty if none does."""
+    try:
+        address = parse_address(text)
+    except ValueError:
+        return ""
+    excepted = next(filter(None, map(os.environ.get, _NO_PROXY)), "")
+    host = address.target.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    if address.is_local or any(host.endswith(name) for each in excepted.split(",") if (name := each.strip())):
+        return ""
+    return next((name for name in _PROXIES if os.environ.get(name)), "")
 
 
 def _parse(text: str) -> Address:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from evalrpc.client import core
-from evalrpc.client.addresses import Address, parse_address
+from evalrpc.client.addresses import Address, parse_address, proxy_variable
 
 
 @pytest.mark.parametrize(
@@ -135,3 +135,29 @@ def test_the_options_say_whether_a_proxy_may_be_used(use_proxy: bool, value: int
     options: dict[str, Any] = dict(core.channel_options(use_proxy=use_proxy))
 
     assert options["grpc.enable_http_proxy"] == value
+
+
+@pytest.mark.parametrize(
+    ("address", "variables", "found"),
+    [
+        ("eval.example:1", {"http_proxy": "http://p:3128"}, "http_proxy"),
+        ("https://eval.example", {"http_proxy": "p", "https_proxy": "p"}, "https_proxy"),
+        ("dns:///eval.example:1", {"grpc_proxy": "p", "http_proxy": "p"}, "grpc_proxy"),
+        ("eval.example:1", {"HTTP_PROXY": "p"}, ""),  # which gRPC does not read
+        ("eval.example:1", {"http_proxy": ""}, ""),
+        ("eval.example:1", {"http_proxy": "p", "no_proxy": "other, .example"}, ""),
+        ("eval.example:1", {"http_proxy": "p", "no_proxy": "other,"}, "http_proxy"),
+        ("localhost:1", {"http_proxy": "p"}, ""),
+        ("[::1]:1", {"http_proxy": "p"}, ""),
+        ("unix:/run/e.sock", {"http_proxy": "p"}, ""),
+        ("no address at all", {"http_proxy": "p"}, ""),
+    ],
+)
+def test_the_variable_that_leads_to_a_proxy_is_known(
+    address: str, variables: dict[str, str], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert proxy_variable(address) == found
