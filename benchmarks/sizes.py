@@ -30,7 +30,7 @@ from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.sample_files import read_lines
-from evalrpc.results.bounding import bounded, with_artifact_names
+from evalrpc.results.bounding import add_artifact_names, bounded
 from evalrpc.results.merging import MergedResults
 from evalrpc.results.metrics import model_result
 from evalrpc.results.results_file import write_results
@@ -149,9 +149,9 @@ def _taken_over_metrics(folder: Path, count: int) -> Callable[[], object]:
     results = {"m": _many_metrics(count)}
 
     def take_over() -> None:
-        complete = with_artifact_names(results, folder)
-        bounded(complete, results_room(0))
-        write_results(folder / "complete-results", complete)
+        add_artifact_names(results, folder)
+        bounded(results, results_room(0))
+        write_results(folder / "complete-results", results)
 
     return take_over
 

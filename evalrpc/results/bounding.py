@@ -26,10 +26,11 @@ _MAX_ENTRY_HEAD_BYTES: Final = 32
 _EntryT = TypeVar("_EntryT", Metric, TaskResult)
 
 
-def with_artifact_names(results: Results, output_dir: Path) -> Results:
-    """Return a copy of the results of an attempt that is as clients are promised: with the names that ReadArtifact takes, a
-    value of each metric, and their number."""
-    return {model: _completed(result, output_dir) for model, result in results.items()}
+def add_artifact_names(results: Results, output_dir: Path) -> None:
+    """Make the results of an attempt what clients are promised: with the names that ReadArtifact takes, a value of each metric,
+    and their number. May be done again. There may be so many metrics that a copy of them would take much memory."""
+    for result in results.values():
+        _complete(result, output_dir)
 
 
 def bounded(results: Results, room_bytes: int) -> Results:
@@ -83,18 +84,15 @@ class _Budget:
         return takewhile(lambda entry: self.takes(field_size(entry.ByteSize())), entries)
 
 
-def _completed(result: ModelResult, output_dir: Path) -> ModelResult:
-    completed = ModelResult()
-    completed.CopyFrom(result)
-    completed.results_artifact = _artifact_name(result.results, output_dir)
-    completed.sample_artifacts[:] = [_artifact_name(path, output_dir) for path in result.samples]
-    for task in completed.tasks:
+def _complete(result: ModelResult, output_dir: Path) -> None:
+    result.results_artifact = _artifact_name(result.results, output_dir)
+    result.sample_artifacts[:] = [_artifact_name(path, output_dir) for path in result.samples]
+    for task in result.tasks:
         task.results_artifact = _artifact_name(task.results, output_dir)
-    for metric in completed.metrics:
+    for metric in result.metrics:
         if not metric.HasField("value"):
             metric.value = 0.0  # of a plugin that was built before the field had a presence
-    completed.metric_count = len(result.metrics)
-    return completed
+    result.metric_count = len(result.metrics)
 
 
 def _artifact_name(path: str, output_dir: Path) -> str:

@@ -66,7 +66,7 @@ class MergedResults:
         self._results = None
 
     def results(self) -> Results:
-        """Return the results by model, in an object that is never modified: later additions make a new one."""
+        """Return the results by model. Later additions make a new object. Whoever has it may add what parts don't have."""
         if self._results is None:
             self._results = {name: model.result() for name, model in self._models.items()}
         return self._results

@@ -13,7 +13,7 @@ from evalrpc.harnesses.failures import without_listing
 from evalrpc.jobs.paths import results_path
 from evalrpc.jobs.size_limits import results_room
 from evalrpc.protobuf.bounds import int32
-from evalrpc.results.bounding import bounded, lacks_some, with_artifact_names
+from evalrpc.results.bounding import add_artifact_names, bounded, lacks_some
 from evalrpc.results.merging import MergedResults, Results
 from evalrpc.results.results_file import write_results
 from evalrpc.scheduling.kept_steps import RunSteps
@@ -90,12 +90,12 @@ class RunResults:
 
     def _take_over(self, found: Results) -> Results:
         """Return what the job's message can hold. All that it lacks is on the disk by then."""
-        complete = with_artifact_names(found, self._run.output_dir)
-        for result in complete.values():
+        add_artifact_names(found, self._run.output_dir)
+        for result in found.values():
             result.warnings[:] = map(self._mask.text, result.warnings)
-        kept = bounded(complete, results_room(self._run.request.ByteSize()))
+        kept = bounded(found, results_room(self._run.request.ByteSize()))
         if lacks_some(kept):
-            write_results(results_path(self._run.attempt_dir), complete)
+            write_results(results_path(self._run.attempt_dir), found)
         return kept
 
     def _take_kept(self) -> None:

@@ -26,7 +26,9 @@ IMPATIENT_SECONDS: Final = 20.0
 
 _MAY_TAKE_MINUTES: Final = ("CompareJobs", "PlanComparison", "ListFlips", "GetSuiteRun")
 
-_PATIENT_SECONDS: Final = 3 * DEADLINE_SECONDS  # a log that is followed may have to wait for its job
+_UNTIL_THE_END: Final = ("WatchSuiteRun",)
+"""What lasts for as long as a job does, which for a million files is minutes, as does a log that is followed."""
+
 _ACC: Final = MetricSelector(metric="acc")
 _MAX_PAGES: Final = 3
 _MAX_FILES: Final = 3
@@ -87,7 +89,9 @@ class Callers:
 
     async def ask(self, name: str, call: str, request: Any) -> Any:
         """Make a call. Return its answer; None for an error, and for a stream, of which no more than its begin is read."""
-        timeout = self.impatient_seconds if call in _MAY_TAKE_MINUTES else _PATIENT_SECONDS
+        timeout: float | None = self.impatient_seconds if call in _MAY_TAKE_MINUTES else DEADLINE_SECONDS
+        if call in _UNTIL_THE_END or (call == "ReadLog" and request.follow):
+            timeout = None
         try:
             answer = await self._answer(getattr(self.stub, call)(request, timeout=timeout))
         except grpc.aio.AioRpcError as error:
