@@ -34,7 +34,7 @@ LIMIT_BYTES = 12 * 1024**3
 """How much memory a run may have: more than the harnesses reserve, and less than the machines of these tests have."""
 
 SCORES = f"""{UTILS}
-import ctypes, os, signal
+import os, signal
 
 def crash(doc, results):
     raise RuntimeError("the scorer gave up")
@@ -42,20 +42,11 @@ def crash(doc, results):
 def kill(doc, results):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def segv(doc, results):
-    ctypes.string_at(0)
-
-def leave(doc, results):
-    os._exit(3)
-
 def memory(doc, results):
     raise MemoryError()
 
 def limit(doc, results):
     return dict(exact=float(bool(bytearray({LIMIT_BYTES}))))
-
-def terminate(doc, results):
-    os.kill(os.getpid(), signal.SIGTERM)
 
 def interrupt(doc, results):
     os.kill(os.getpid(), signal.SIGINT)
@@ -69,7 +60,8 @@ def fill(doc, results):
             return dict(exact=1.0)
 """
 """Each of several processes may be the first to crash, so here it does not say at which document."""
-FAILING = ("crash", "kill", "segv", "leave", "memory", "limit", "terminate", "interrupt")
+FAILING = ("crash", "kill", "memory", "limit", "interrupt")
+"""The other ways in which a process ends are no matter of the harness: tests/executors/test_warm_parents.py has them."""
 SCORERS = ("exact", "slow", "fill", *FAILING)
 INTERRUPTED = """
 

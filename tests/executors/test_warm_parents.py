@@ -31,7 +31,7 @@ from evalrpc.harnesses.base import Command, Exit, Preload
 LIMITS = WarmLimits(idle_seconds=1000.0, max_bytes=1024**3)
 
 PROGRAM = """
-import atexit, json, os, random, signal, subprocess, sys, threading, time
+import atexit, ctypes, json, os, random, signal, subprocess, sys, threading, time
 import loaded
 WHAT, *REST = sys.argv[1:]
 
@@ -75,6 +75,8 @@ ACTS = {
     "raise interrupt": lambda: (_ for _ in ()).throw(KeyboardInterrupt),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "abort": os.abort,
+    "segv": lambda: ctypes.string_at(0),
+    "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "leave": lambda: os._exit(7),
     "atexit": lambda: atexit.register(print, "at exit"),
     "broken atexit": lambda: atexit.register(fail),
@@ -251,7 +253,8 @@ def test_where_no_parent_can_be_started_a_run_begins_without_one(runs: WarmRuns)
     "arguments",
     [
         *(("exit", code) for code in ("0", "1", "3", "-1", "255")),
-        *((what,) for what in ("none", "large", "text", "raise", "interrupt", "raise interrupt", "kill", "abort", "leave")),
+        *((what,) for what in ("none", "large", "text", "raise", "interrupt", "raise interrupt", "leave")),
+        *((what,) for what in ("kill", "abort", "segv", "terminate")),
         *((what,) for what in ("atexit", "broken atexit", "thread", "unflushed", "recurse")),
     ],
     ids=" ".join,
