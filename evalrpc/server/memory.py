@@ -11,15 +11,22 @@ from evalrpc.executors.local.processes import resident_bytes
 
 _ARENA_MAX: Final = -8  # M_ARENA_MAX of glibc's mallopt
 _ARENAS: Final = 2
+_MMAP_THRESHOLD: Final = -3  # M_MMAP_THRESHOLD
+_TRIM_THRESHOLD: Final = -1  # M_TRIM_THRESHOLD
+_MAPPED_BYTES: Final = 1024 * 1024
 _GROWTH: Final = 1.1
 _YOUNG, _ALL = 0, 2  # generations of the collector
 
 
 def limit_arenas() -> None:
-    """Have glibc share two heaps among all threads, instead of one for each, which would all keep their largest size. Called
-    before there are threads."""
+    """Have glibc share two heaps among all threads, instead of one for each, which would all keep their largest size, and map
+    what takes a megabyte or more apart from them. By itself it raises that bound to 32 MiB as it meets such blocks: then heaps
+    grow by them, and what is allocated meanwhile lies scattered, and holds all of their pages. Called before there are threads.
+    """
     if (mallopt := _from_c("mallopt")) is not None:
         mallopt(_ARENA_MAX, _ARENAS)
+        mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)
+        mallopt(_TRIM_THRESHOLD, 2 * _MAPPED_BYTES)  # as glibc has it by itself; setting the other fixes it at 128 KiB
 
 
 class Memory:

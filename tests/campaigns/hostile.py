@@ -43,10 +43,9 @@ from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 GOOD: Final = Kind("good", "print('1/1')")
 WARM_UP: Final = Kind("warm-up", "print('1/1')")
 GPUS: Final = 4
-MAX_GROWTH: Final = 0.5
+MAX_GROWTH: Final = 0.2
 """By which part the idle server may be larger afterwards than before, when it had done as many things at a time. The aim is a
-tenth, and it was 0.4, on a quiet machine and on a busy one: of 29 MiB, 19 are free in Python's arenas, each of which has
-something in it that lives, and 7 are in use, for the events that watchers may still ask for."""
+tenth. What is left above that is free, in Python's arenas and in glibc's heaps, among what lives."""
 
 _AT_A_TIME: Final = 12
 _OWN_CONNECTION: Final = (("grpc.use_local_subchannel_pool", 1),)

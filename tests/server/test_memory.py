@@ -56,3 +56,28 @@ def test_only_a_server_that_has_grown_since_it_was_smallest_collects_all_garbage
     for _ in range(4):
         kept.give_back()
     assert collections == [2, 0, 2, 2]
+
+
+LARGE_BLOCKS = """
+import ctypes
+from evalrpc.server.memory import limit_arenas
+
+class Counts(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena free fast maps mapped other_ free_fast used unused top".split()]
+
+limit_arenas()
+count = ctypes.CDLL(None).mallinfo2
+count.restype = Counts
+large = bytearray(20 << 20)
+del large  # from then on glibc by itself takes what is smaller from its heaps
+before = count().mapped
+smaller = bytearray(8 << 20)
+print(count().mapped - before)
+"""
+
+
+def test_large_blocks_stay_apart_from_the_heaps() -> None:
+    if memory._from_c("mallinfo2") is None:
+        pytest.skip("this C library is not glibc, or an old one")
+    output = subprocess.run((sys.executable, "-c", LARGE_BLOCKS), capture_output=True, check=True, text=True).stdout
+    assert int(output) >= 8 << 20
