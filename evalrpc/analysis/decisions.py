@@ -247,7 +247,7 @@ def _against_threshold(finding: SuiteFinding, lack: str, alpha: float) -> Iterat
         yield ASSESSMENT_UNDECIDED, "nobody says which direction is better: set higher_is_better in the suite"
         return
     sign, bound = (1, "at least") if metric.higher_is_better else (-1, "at most")
-    value = f"{metric.candidate_value:.4f} against {bound} {threshold:g}"
+    value = f"{metric.candidate_value:.4f} against {bound} {threshold:.15g}"
     if lack and _is_bare(finding):
         reaches = sign * metric.candidate_value >= sign * threshold
         taken = f"{value}, {_AS_IT_IS}"

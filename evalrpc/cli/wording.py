@@ -165,7 +165,9 @@ def trend(metric: MetricTrend) -> str:
 def alarm(metric: MetricTrend) -> str:
     """Say in one line that a metric has fallen, such as `gsm8k/acc is worse at step 900: 0.5200 after 0.6100`."""
     fall = metric.alarm
-    return f"{metric_text(metric)} is worse at step {fall.step:g}: {number_text(fall.after)} after {number_text(fall.before)}"
+    return (
+        f"{metric_text(metric)} is worse at step {fall.step:.15g}: {number_text(fall.after)} after {number_text(fall.before)}"
+    )
 
 
 def metric_lines(job: JobInfo) -> Iterator[str]:

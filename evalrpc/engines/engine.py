@@ -342,7 +342,7 @@ class Engine:
                 self._let_go_of_port()
                 return True
             if clock.monotonic() > deadline:
-                waited = f"it did not answer {settings.ready} within {settings.start_timeout_seconds:g} seconds"
+                waited = f"it did not answer {settings.ready} within {settings.start_timeout_seconds:.15g} seconds"
                 self._fail_to_start(f"{waited}: {self._last_words()}")
         return False
 

@@ -38,4 +38,4 @@ def _ignored_limit(tasks: Iterable[TaskResult], request: EvaluateRequest) -> Ite
         if is_known and task.effective_sample_count > math.ceil(limit):
             sizes[task.effective_sample_count].add(task.task)
     for size, names in sorted(sizes.items()):
-        yield shorten(f"limit: {request.limit:g} asked for and {size} documents evaluated: {', '.join(sorted(names))}")
+        yield shorten(f"limit: {request.limit:.15g} asked for and {size} documents evaluated: {', '.join(sorted(names))}")

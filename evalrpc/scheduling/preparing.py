@@ -244,7 +244,7 @@ class ModelPreparation:
         """Fail where the run takes too long or prints too much."""
         elapsed_ns = self._preparing.clock.now().ToNanoseconds() - self._began_ns()
         if elapsed_ns > preparation.timeout_seconds * 1e9:
-            self._fail(preparation, f"took longer than its timeout of {preparation.timeout_seconds:g} seconds")
+            self._fail(preparation, f"took longer than its timeout of {preparation.timeout_seconds:.15g} seconds")
         if 0 < self._preparing.max_log_bytes < self._log.size():
             self._fail(preparation, f"its log exceeded the {self._preparing.max_log_bytes} bytes that this server allows")
 

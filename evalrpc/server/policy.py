@@ -75,7 +75,7 @@ def _of_request(request: EvaluateRequest, arguments: Iterable[Argument], policy:
 def _of_timeout(call: SubmitJobRequest, policy: PolicySettings) -> _Broken:
     longest = policy.max_timeout_seconds
     if longest is not None and call.timeout.ToNanoseconds() > longest * 1e9:
-        yield "timeout", "max_timeout_seconds", f"must be at most {longest:g} seconds"
+        yield "timeout", "max_timeout_seconds", f"must be at most {longest:.15g} seconds"
 
 
 def _unless_allowed(field: str, names: Iterable[str], rule: str, policy: PolicySettings) -> _Broken:

@@ -414,7 +414,7 @@ def _two_jobs(baseline_job_id: str, candidate_job_id: str) -> _Violations:
 
 def _within(field: str, number: float, minimum: float, maximum: float) -> _Violations:
     if not minimum <= number <= maximum:
-        yield FieldViolation(field, f"must be from {minimum:g} to {maximum:g}, and is {number:g}")
+        yield FieldViolation(field, f"must be from {minimum:.15g} to {maximum:.15g}, and is {number:.15g}")
 
 
 def _candidates(call: CompareJobsRequest) -> _Violations:
@@ -549,9 +549,9 @@ def _limit(request: EvaluateRequest) -> _Violations:
         return
     limit = request.limit
     if not math.isfinite(limit) or limit <= 0:
-        yield FieldViolation("limit", f"must be above 0 and finite, not {limit:g}; leave it out to evaluate everything")
+        yield FieldViolation("limit", f"must be above 0 and finite, not {limit:.15g}; leave it out to evaluate everything")
     elif limit > 1 and not limit.is_integer():
-        yield FieldViolation("limit", f"must be a fraction below 1 or a whole number, not {limit:g}")
+        yield FieldViolation("limit", f"must be a fraction below 1 or a whole number, not {limit:.15g}")
 
 
 def _gpus(request: EvaluateRequest, gpu_counts: Sequence[int]) -> _Violations:
@@ -709,7 +709,7 @@ def _seconds(seconds: float) -> str:
     if seconds < 1:
         return f"{seconds * 1000:g} ms"
     days = seconds / _SECONDS_PER_DAY
-    return f"{days:g} days" if days.is_integer() else f"{seconds:g} seconds"
+    return f"{days:.15g} days" if days.is_integer() else f"{seconds:.15g} seconds"
 
 
 def _heartbeat(interval: Duration) -> _Violations:

@@ -277,6 +277,11 @@ def test_every_refused_field_is_named_at_once_with_its_rule() -> None:
     assert "rule harnesses.lm-eval.policy.max_num_gpus" in descriptions["request.num_gpus"]
 
 
+def test_a_long_time_is_written_out() -> None:
+    (violation,) = violations_of(call_of(timeout_seconds=31_622_401), harness(max_timeout_seconds=31_622_400.0))
+    assert violation.description.startswith("must be at most 31622400 seconds")
+
+
 def test_an_empty_list_allows_nothing() -> None:
     assert broken(call_of(), harness(models=(), tasks=())) == [("request.model", "models"), ("request.tasks[0]", "tasks")]
 
