@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from few_tasks import with_few_tasks
 from server_process import ServerProcess
 from slurm_cluster import slurm_cluster
 
@@ -26,14 +27,21 @@ def serve(tmp_path: Path) -> Iterator[Callable[[str], ServerProcess]]:
 
 
 @pytest.fixture(scope="session")
-def lmms_python() -> Path:
-    """The interpreter of an environment that has lmms-eval."""
-    return _interpreter("EVALRPC_TEST_LMMS_PYTHON", "lmms-eval")
+def lmms_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that has lmms-eval with few tasks of its own."""
+    python = _interpreter("EVALRPC_TEST_LMMS_PYTHON", "lmms-eval")
+    return with_few_tasks(python, "lmms_eval", tmp_path_factory.mktemp("lmms"))
 
 
 @pytest.fixture(scope="session")
-def lm_eval_python() -> Path:
-    """The interpreter of an environment that has lm-eval."""
+def lm_eval_python(whole_lm_eval_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that has lm-eval with few tasks of its own."""
+    return with_few_tasks(whole_lm_eval_python, "lm_eval", tmp_path_factory.mktemp("lm-eval"))
+
+
+@pytest.fixture(scope="session")
+def whole_lm_eval_python() -> Path:
+    """The interpreter of an environment that has lm-eval with all its tasks."""
     return _interpreter("EVALRPC_TEST_LM_EVAL_PYTHON", "lm-eval")
 
 

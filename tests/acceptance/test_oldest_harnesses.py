@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from chat_stub import chat_stub
+from few_tasks import remove_most_tasks
 from server_process import ServerProcess
 
 from evalrpc.harnesses import lm_eval
@@ -84,6 +85,7 @@ def test_lmms_eval(tmp_path: Path, lmms_python: Path, serve: Callable[[str], Ser
 @pytest.mark.slow
 def test_lm_eval(tmp_path: Path, lm_eval_python: Path, serve: Callable[[str], ServerProcess]) -> None:
     python = oldest(lm_eval._PACKAGE, lm_eval_python, tmp_path / "env")
+    remove_most_tasks(tmp_path / "env", "lm_eval")
     policy = 'policy = { arguments_refused = ["trust_remote_code"] }\n'
     server = serve(config("lm-eval", python, family_task(tmp_path)) + 'args = ["--apply_chat_template"]\n' + policy)
     with chat_stub("3") as stub:

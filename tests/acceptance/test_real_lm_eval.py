@@ -47,16 +47,20 @@ task: [sums_choice, sums_answer]
 
 @pytest.fixture
 def lm_eval_server(tmp_path: Path, lm_eval_python: Path, serve: Callable[[str], ServerProcess]) -> ServerProcess:
-    tasks = tmp_path / "tasks"
+    return serve(config(tmp_path, lm_eval_python))
+
+
+def config(folder: Path, python: Path) -> str:
+    tasks = folder / "tasks"
     tasks.mkdir()
     rows = [{"question": f"{n} + 1?", "choices": ["1", "2", "3"], "gold": n % 3, "answer": str(n + 1)} for n in range(10)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = DATA.replace("DATA_PATH", str(tmp_path / "data.jsonl"))
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DATA.replace("DATA_PATH", str(folder / "data.jsonl"))
     for name, text in (("choice", CHOOSING + data), ("answer", ANSWERING + data), ("group", GROUP)):
         (tasks / f"{name}.yaml").write_text(text)
-    offline = f'HF_HUB_OFFLINE = "1", HF_DATASETS_OFFLINE = "1", HF_HOME = "{tmp_path / "hf"}"'
-    table = f'kind = "lm-eval"\nwarm = "off"\npython = "{lm_eval_python}"\ninclude_path = ["tasks"]\nenv = {{ {offline} }}\n'
-    return serve(f'gpus = "0"\n[harnesses.lm-eval]\n{table}[harnesses.chat]\n{table}args = ["--apply_chat_template"]\n{API}')
+    offline = f'HF_HUB_OFFLINE = "1", HF_DATASETS_OFFLINE = "1", HF_HOME = "{folder / "hf"}"'
+    table = f'kind = "lm-eval"\nwarm = "off"\npython = "{python}"\ninclude_path = ["tasks"]\nenv = {{ {offline} }}\n'
+    return f'gpus = "0"\n[harnesses.lm-eval]\n{table}[harnesses.chat]\n{table}args = ["--apply_chat_template"]\n{API}'
 
 
 @pytest.fixture
@@ -135,13 +139,16 @@ def test_a_model_behind_an_api_that_fails_fails_the_job(client: EvalClient, stub
         client.wait_for_job(job.job_id)
 
 
-def test_tasks_and_models_are_those_of_lm_eval(client: EvalClient) -> None:
-    assert list(client.list_tasks("sums", harness="lm-eval")) == ["sums", "sums_answer", "sums_choice"]
-    assert "mmlu" in client.list_tasks("mmlu", harness="lm-eval")
-    assert "local-completions" in client.list_models("local", harness="lm-eval")
-    job = client.evaluate("dummy", ["sum_choice"], harness="lm-eval", num_gpus=0)
-    assert any("did you mean sums_choice" in warning for warning in job.warnings)
-    client.cancel_job(job.job_id)
+def test_tasks_and_models_are_those_of_lm_eval(
+    tmp_path: Path, whole_lm_eval_python: Path, serve: Callable[[str], ServerProcess]
+) -> None:
+    with serve(config(tmp_path, whole_lm_eval_python)).client() as client:
+        assert list(client.list_tasks("sums", harness="lm-eval")) == ["sums", "sums_answer", "sums_choice"]
+        assert "mmlu" in client.list_tasks("mmlu", harness="lm-eval")
+        assert "local-completions" in client.list_models("local", harness="lm-eval")
+        job = client.evaluate("dummy", ["sum_choice"], harness="lm-eval", num_gpus=0)
+        assert any("did you mean sums_choice" in warning for warning in job.warnings)
+        client.cancel_job(job.job_id)
 
 
 def test_lm_eval_is_there(client: EvalClient) -> None:
