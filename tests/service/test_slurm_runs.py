@@ -35,6 +35,7 @@ def site(site: Site, slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatc
         f"command_seconds = {COMMAND_SECONDS}\nowners = ['*']\n"
     )
     slurm_cluster.await_node()
+    slurm_cluster.skip_used_numbers()
     yield site
     site.release()
     slurm_cluster.end_jobs()
