@@ -43,11 +43,12 @@ from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 GOOD: Final = Kind("good", "print('1/1')")
 WARM_UP: Final = Kind("warm-up", "print('1/1')")
 GPUS: Final = 4
-MAX_GROWTH: Final = 0.2
-"""By which part the idle server may be larger afterwards than before, when it had done as many things at a time. The aim is a
-tenth. What is left above that is free, in Python's arenas and in glibc's heaps, among what lives."""
+MAX_GROWTH: Final = 0.1
+"""By which part the idle server may be larger afterwards than before, when it had done as many things at a time, and as many
+good jobs as it takes until it grows no more."""
 
 _AT_A_TIME: Final = 12
+_WARM_UP_JOBS: Final = 15 * _AT_A_TIME
 _OWN_CONNECTION: Final = (("grpc.use_local_subchannel_pool", 1),)
 _INSPECT: Final = """\
 import pathlib, runpy, sys
@@ -142,7 +143,7 @@ class References:
     run_id: str
 
 
-async def run_trial(server: ServerProcess, kinds: Sequence[Kind], impatient_seconds: float) -> Trial:
+async def run_trial(server: ServerProcess, kinds: Sequence[Kind], impatient_seconds: float, max_growth: float) -> Trial:
     """Run a good job beside each of the kinds, read and delete all of them, and wait for the memory to be given back."""
     folder = server.data_dir.parent
     async with AsyncEvalClient(server.address, timeout_seconds=DEADLINE_SECONDS) as client:
@@ -153,7 +154,7 @@ async def run_trial(server: ServerProcess, kinds: Sequence[Kind], impatient_seco
             run = await client.submit_suite("trial", pb.EvaluateRequest(model=GOOD.name, num_gpus=1))
             references = References(reference.job_id, (await client.wait_for_suite_run(run.suite_run_id)).suite_run_id)
             # What is loaded only when it is needed is there by now, and all threads.
-            await gather_bounded(_AT_A_TIME, 3 * _AT_A_TIME * [partial(run_one, client, trial, WARM_UP, references)])
+            await gather_bounded(_AT_A_TIME, _WARM_UP_JOBS * [partial(run_one, client, trial, WARM_UP, references)])
             trial.rss_mib.append(rss_mib(server.pid))
             works = [partial(run_one, client, trial, kind, references) for each in kinds for kind in (each, GOOD)]
             await gather_bounded(_AT_A_TIME, works)
@@ -161,7 +162,7 @@ async def run_trial(server: ServerProcess, kinds: Sequence[Kind], impatient_seco
             for job_id in (reference.job_id, run.jobs[0].job_id):
                 await client.delete_job(job_id)
         await asyncio.to_thread(wait_for_gpus, server)
-        bound = (1 + MAX_GROWTH) * trial.rss_mib[0]
+        bound = (1 + max_growth) * trial.rss_mib[0]
         with suppress(AssertionError):
             await asyncio.to_thread(eventually, lambda: rss_mib(server.pid) <= bound)
         trial.rss_mib.append(rss_mib(server.pid))
@@ -274,6 +275,7 @@ def run_campaign(
     combined: int = 0,
     seed: int = 1,
     impatient_seconds: float = IMPATIENT_SECONDS,
+    max_growth: float = MAX_GROWTH,
 ) -> dict[str, object]:
     """Run a campaign in a folder, with these kinds and some combinations, and return its counts and problems. Callers wait so
     long for what may take minutes."""
@@ -290,7 +292,7 @@ def run_campaign(
         stack.callback(end_engines, folder / "data")
         stack.callback(server.clean_up)
         server.start()
-        trial = asyncio.run(run_trial(server, kinds, impatient_seconds))
+        trial = asyncio.run(run_trial(server, kinds, impatient_seconds, max_growth))
         await_idle_engines(server)
         left = processes_with(mark.encode())
         problems = [*trial.problems, *remove_all(server)]
