@@ -18,9 +18,10 @@ from evalrpc.secrets.masking import NO_MASK, Mask
 
 _READ_BYTES: Final = 256 * 1024
 _MAX_STRETCH_BYTES: Final = 2 * 1024 * 1024
+_MAX_LINES: Final = 512  # of what is read at once: looking at half a million would hold up every call for seconds
 _MAX_LINE_BYTES: Final = 64 * 1024
 _LINE_END: Final = re.compile(rb"[\r\n]")
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]+")  # a run at a time: a sparse file has a million of them
 
 
 class LogFollower:
@@ -39,7 +40,7 @@ class LogFollower:
         """Yield the lines that were completed since the last call, split at newline or carriage return; only up to byte `end`.
 
         A line that never ends is given in pieces, so memory stays bounded. What is added during the call waits for the next,
-        and of a very long stretch only the end is read, so a call ends however loud the harness is.
+        and of a very long stretch, or very many lines, only the last are given, so a call ends however loud the harness is.
         """
         end = self.size() if end is None else min(end, self.size())
         self._offset = max(self._offset, end - _MAX_STRETCH_BYTES)
@@ -47,10 +48,10 @@ class LogFollower:
             data = self._partial + data
             size_bytes = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
             self._partial = data[size_bytes:]
-            begin = 0
-            for line_end in _LINE_END.finditer(
-                data, 0, size_bytes
-            ):  # one by one: as a list, short lines take fifty times as much
+            line_ends = _LINE_END.finditer(data, 0, size_bytes)  # one by one: as a list, short lines take fifty times as much
+            skipped_count = data.count(b"\n") + data.count(b"\r") - _MAX_LINES
+            begin = next(islice(line_ends, skipped_count - 1, None)).end() if skipped_count > 0 else 0
+            for line_end in line_ends:
                 yield self._plain(data[begin : line_end.start()])
                 begin = line_end.end()
             if len(self._partial) > _MAX_LINE_BYTES:
