@@ -137,6 +137,13 @@ RUN_PROCESSES: Final = between(0, 4_000_000)
 """Of the processes that a run may have: the kernel has somewhat more numbers for them."""
 
 
+def replacing(name: str, whose: str, unit: str, rule: Rule) -> int | None:
+    """Return a dataclass field that replaces the setting of this name for what `whose` names; None: it does not."""
+    return setting(
+        None, INTEGER, f"Replaces the setting `{name}` for {whose}.", unit=unit, rule=rule, default_text="the setting"
+    )
+
+
 def one_of(*words: str) -> Rule:
     """Allow these words."""
     return Rule(f"be {' or '.join(f'`{word}`' for word in words)}", lambda value: value in words, "|".join(words))

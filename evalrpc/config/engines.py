@@ -22,6 +22,7 @@ from evalrpc.config.declaration import (
     Rule,
     at_least,
     metadata,
+    replacing,
     setting,
 )
 
@@ -78,22 +79,8 @@ class EngineSettings:
         unit="seconds",
         rule=at_least(0),
     )
-    max_run_memory_bytes: int | None = setting(
-        None,
-        INTEGER,
-        "Replaces the setting `max_run_memory_bytes` for it.",
-        unit="bytes",
-        rule=RUN_MEMORY,
-        default_text="the setting",
-    )
-    max_run_processes: int | None = setting(
-        None,
-        INTEGER,
-        "Replaces the setting `max_run_processes` for it.",
-        unit="processes",
-        rule=RUN_PROCESSES,
-        default_text="the setting",
-    )
+    max_run_memory_bytes: int | None = replacing("max_run_memory_bytes", "it", "bytes", RUN_MEMORY)
+    max_run_processes: int | None = replacing("max_run_processes", "it", "processes", RUN_PROCESSES)
     max_in_flight: int = setting(64, INTEGER, "How many requests it gets at once.", unit="requests", rule=at_least(1))
     args: Mapping[str, str] = field(
         default_factory=dict,

@@ -8,7 +8,6 @@ from pathlib import Path
 from evalrpc.config.declaration import (
     FOLDER,
     FOLDERS,
-    INTEGER,
     NAMES,
     PROGRAM,
     RUN_MEMORY,
@@ -18,6 +17,7 @@ from evalrpc.config.declaration import (
     VARIABLES,
     metadata,
     one_of,
+    replacing,
     setting,
 )
 from evalrpc.config.policy import PolicySettings
@@ -84,21 +84,7 @@ class HarnessSettings:
         "`auto`: where nothing speaks against it; `evalrpc harnesses` and `evalrpc doctor --warm` say what does.",
         rule=one_of("auto", "off"),
     )
-    max_run_memory_bytes: int | None = setting(
-        None,
-        INTEGER,
-        "Replaces the setting `max_run_memory_bytes` for its runs.",
-        unit="bytes",
-        rule=RUN_MEMORY,
-        default_text="the setting",
-    )
-    max_run_processes: int | None = setting(
-        None,
-        INTEGER,
-        "Replaces the setting `max_run_processes` for its runs.",
-        unit="processes",
-        rule=RUN_PROCESSES,
-        default_text="the setting",
-    )
+    max_run_memory_bytes: int | None = replacing("max_run_memory_bytes", "its runs", "bytes", RUN_MEMORY)
+    max_run_processes: int | None = replacing("max_run_processes", "its runs", "processes", RUN_PROCESSES)
     policy: PolicySettings = PolicySettings()
     """Its table `policy`."""

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 from google.protobuf import json_format
@@ -114,9 +115,12 @@ class CommandHarness:
         check_exit(exit_status, log_tail)
         results = read_results(run.output_dir, run.request.model)
         if not results:
-            other = unread_results(run.output_dir)
-            but = f", but {other}" if other else ""
-            what = f"the program left no file named like MODEL/20260214_103045_results.json{but}"
-            reason = find_failure(log_tail) or what
+            reason = find_failure(log_tail) or _nothing_read(run.output_dir)
             raise failed(reason, "RESULTS_MISSING")
         return results
+
+
+def _nothing_read(output_dir: Path) -> str:
+    other = unread_results(output_dir)
+    but = f", but {other}" if other else ""
+    return f"the program left no file named like MODEL/20260214_103045_results.json{but}"
