@@ -141,6 +141,16 @@ def test_every_view_shows_what_there_is_and_is_usable_by_all(tabs: Tabs) -> None
     assert not tabs.problems
 
 
+def test_on_a_phone_all_of_a_job_is_in_the_list_without_scrolling_sideways(tabs: Tabs) -> None:
+    api_of(tabs).run("no_such_model", labels={"step": "100"})
+    page = tabs.open("/")
+    page.set_viewport_size({"width": 390, "height": 800})
+    for text in ("failed", "no_such_model", "step=100", "nobody"):
+        place = page.get_by_role("row").get_by_text(text, exact=True).first.bounding_box()
+        assert place, text
+        assert 0 <= place["x"] <= place["x"] + place["width"] <= 390, text
+
+
 def test_jobs_appear_and_change_as_they_do_through_a_restart_of_the_server(
     browser: "Browser", start: Serve, site: Site
 ) -> None:

@@ -60,10 +60,10 @@ export function ProgressBar({ job }) {
 
 export const Value = ({ value, error }) => html`${number(value)}${error ? html` <span class="muted">± ${number(error)}</span>` : null}`;
 
-// A table with a head; it scrolls by itself where the window is narrow.
-export const Table = ({ caption, columns, children }) => html`
+// A table with a head. Where the window is narrow it scrolls by itself; one that stacks puts the cells of a row below each other.
+export const Table = ({ caption, columns, stacks, children }) => html`
   <div class="scroll" tabindex="0" role="region" aria-label=${caption}>
-    <table>
+    <table class=${stacks ? "stacks" : ""}>
       <caption class="hidden">${caption}</caption>
       <thead><tr>${columns.map((column) => html`<th scope="col">${column}</th>`)}</tr></thead>
       <tbody>${children}</tbody>

@@ -55,7 +55,7 @@ export function QueueView({ query }) {
       <button>Filter</button>
       ${chosen.length === 2 && html`<a class="button" href=${`/compare?baseline=${chosen[0]}&candidate=${chosen[1]}`}>Compare the two chosen</a>`}
     </form>
-    ${jobs && html`<${Table} caption="Jobs" columns=${["", "job", "status", "model", "tasks", "owner", "labels", "created", "took"]}>
+    ${jobs && html`<${Table} caption="Jobs" stacks columns=${["", "job", "status", "model", "tasks", "owner", "labels", "created", "took"]}>
       ${jobs.map((job) => html`<${Row} key=${job.jobId} job=${job} isChosen=${chosen.includes(job.jobId)} choose=${choose} />`)}
     <//>`}
     ${jobs && !jobs.length && html`<p class="muted">No jobs here. <a href="/submit">Submit one</a></p>`}
