@@ -13,7 +13,7 @@ from evalrpc.reading import artifacts, document_media, metrics, sample_files, sa
 from evalrpc.results import layout
 from evalrpc.results import metrics as extras
 from evalrpc.scheduling import limited_process
-from evalrpc.server import limits, sample_validation, secret_use, served_use, service, threads, unread, validation
+from evalrpc.server import limits, reflection, sample_validation, secret_use, served_use, service, threads, unread, validation
 from evalrpc.server.transports.http import codec, connection
 
 _KIB, _MIB, _GIB = 1024, 1024**2, 1024**3
@@ -70,9 +70,12 @@ def calls() -> Iterator[tuple[str, str, str]]:
         "`max_unread_bytes`",
         f"a wait, or {_EXHAUSTED} `TOO_MUCH_UNREAD`",
     )
+    yield ("a question to reflection", size(reflection.MAX_REQUEST_BYTES), "INVALID_ARGUMENT, `INVALID_REQUEST`")
     yield ("a request as JSON, over HTTP", size(codec.MAX_JSON_BYTES), f"{_EXHAUSTED} `REQUEST_TOO_LARGE`")
     yield ("what is before the body of an HTTP request", size(connection.MAX_HEAD_BYTES), "status 431 and a closed connection")
     yield ("comparisons at a time, of all callers", f"{threads.MAX_COMPARISONS}", "a wait for its turn")
+    long_work = f"of these, that read more than {size(comparer.QUICK_BYTES)} or take longer than {comparer.QUICK_SECONDS:g} s"
+    yield (long_work, f"{threads.MAX_LONG_COMPARISONS}", "a wait for its turn")
     yield ("pages of samples with a filter or large rows, at a time", f"{threads.MAX_PARSERS}", "a wait for its turn")
     yield ("time without taking anything of an answer, while others wait", f"{unread.STALL_SECONDS:g} s", "a closed connection")
 
@@ -97,6 +100,7 @@ def requests() -> Iterator[tuple[str, str, str]]:
             ("number of `secrets`", f"{secret_use.MAX_SECRETS}", "`secrets`"),
             ("`max_bad_answer_ratio`", "0 to 1", "`max_bad_answer_ratio`"),
             ("`model` of a served model", f"{served_use.MAX_MODEL_BYTES:,} bytes", "`served_model.model`"),
+            ("`args` of a served model", size(size_limits.MAX_SERVED_ARGS_BYTES), "`served_model.args`"),
             ("`max_replicas` of a served model", f"1 to {served_use.MAX_REPLICAS}", "`served_model.max_replicas`"),
             ("`max_attempts`", f"{validation.MAX_ATTEMPTS}", "`max_attempts`"),
             ("`priority`", f"-{validation.MAX_PRIORITY:,} to {validation.MAX_PRIORITY:,}", "`priority`"),
@@ -214,6 +218,7 @@ def answers() -> Iterator[tuple[str, str, str]]:
     yield ("findings of a decision", size(size_limits.MAX_FINDINGS_BYTES), "the last are left out; all count")
     yield ("flips in each direction", f"{flips.MAX_LISTED:,}", "only the largest ones are listed; all are counted")
     yield ("each of the two rows of a flip", f"{size(flips.MAX_ROW_BYTES)}", "`truncated_fields`")
+    yield ("`doc_id` of a flip", f"{size(flips.MAX_DOC_ID_BYTES)}", "`truncated_fields`")
     yield (
         "values of samples in a comparison",
         f"{sample_values.MAX_VALUES:,}",

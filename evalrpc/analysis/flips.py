@@ -20,6 +20,7 @@ from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs.metric_selectors import Selection, selector_text, selector_words
 from evalrpc.protobuf.structs import wire_text
+from evalrpc.protobuf.texts import cut
 from evalrpc.reading.attempts import output_dir
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.page_bound import PageBound
@@ -38,6 +39,9 @@ from evalrpc.v1.jobs_pb2 import JobInfo
 
 MAX_ROW_BYTES: Final = 1024 * 1024
 """Larger rows of a flip, which has two, are cut."""
+
+MAX_DOC_ID_BYTES: Final = 4096
+"""The size of a `doc_id` as text. Its row has all of it."""
 
 MAX_LISTED: Final = 500_000
 """The flips in each direction that are listed; all are counted."""
@@ -157,21 +161,23 @@ def read_flips(
     bound = PageBound(page_size)
     for index, place in enumerate(part.places):
         try:
-            flip, cut = _read_flip(place, readers, is_worse=index < part.worse_count)
+            flip, cut_fields = _read_flip(place, readers, is_worse=index < part.worse_count)
         except ReadLimitError:
             if not index:
                 raise
             break
-        if not bound.takes(flip):
+        cut_paths = [f"flips[{index}].{path}" for path in cut_fields]
+        if not bound.takes(flip, cut_paths):
             break
-        page.truncated_fields.extend(f"flips[{index}].{path}" for path in cut)
+        page.truncated_fields.extend(cut_paths)
         page.flips.append(flip)
     return page
 
 
 def _read_flip(place: FlipPlace, readers: Sequence["_RowReader"], *, is_worse: bool) -> tuple[Flip, list[str]]:
     ours, theirs = readers
-    doc_id, our_row, our_cut = ours.read(place.baseline_position)
+    found_id, our_row, our_cut = ours.read(place.baseline_position)
+    doc_id = cut(found_id, MAX_DOC_ID_BYTES)
     _, their_row, their_cut = theirs.read(place.candidate_position)
     flip = Flip(
         doc_id=doc_id,
@@ -181,7 +187,9 @@ def _read_flip(place: FlipPlace, readers: Sequence["_RowReader"], *, is_worse: b
         baseline_sample=our_row,
         candidate_sample=their_row,
     )
-    return flip, [*(f"baseline_sample{path}" for path in our_cut), *(f"candidate_sample{path}" for path in their_cut)]
+    cut_fields = [] if doc_id == found_id else ["doc_id"]
+    cut_fields += [f"baseline_sample{path}" for path in our_cut]
+    return flip, cut_fields + [f"candidate_sample{path}" for path in their_cut]
 
 
 class _RowReader:
@@ -199,12 +207,12 @@ class _RowReader:
         if self._folder is not None:
             with open_samples(self._job, self._folder, self._path, self._harnesses, position, self._budget) as rows:
                 for values, _, is_too_large in rows:
-                    row, cut = bounded_row(values, MAX_ROW_BYTES, MAX_ROW_VALUES)
+                    row, cut_fields = bounded_row(values, MAX_ROW_BYTES, MAX_ROW_VALUES)
                     doc_id = values.get("doc_id")
                     return (
                         wire_text(doc_id if isinstance(doc_id, str) else json.dumps(doc_id)),
                         row,
-                        [""] if is_too_large else cut,
+                        [""] if is_too_large else cut_fields,
                     )
         raise SamplesNotFoundError(
             f"job {self._job.job_id}: a row of its samples is gone since they were compared; begin with the first page",

@@ -1,8 +1,11 @@
 """The samples of jobs, task by task."""
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
+from typing import Final
 
 from evalrpc.analysis.sample_fields import MAX_OFFERED, ClusterField
 from evalrpc.analysis.sample_values import NO_SAMPLES, MetricKey, TaskSamples, read_samples
@@ -16,6 +19,8 @@ from evalrpc.reading.sample_files import open_samples
 from evalrpc.results.layout import samples_by_task
 from evalrpc.v1.comparison_pb2 import MetricComparison
 from evalrpc.v1.jobs_pb2 import JobInfo
+
+_BLOCK_BYTES: Final = 512  # of `st_blocks`, on every file system
 
 
 class JobSamples:
@@ -39,6 +44,9 @@ class JobSamples:
         folder = output_dir(self._data_dir, job)
         if path is None or folder is None:
             return NO_SAMPLES
+        with suppress(OSError):  # of which opening it says more
+            status = os.lstat(path)
+            self._budget.require_room_for(min(status.st_size, status.st_blocks * _BLOCK_BYTES))  # of a sparse file, too
         try:
             with open_samples(job, folder, path, self._harnesses, budget=self._budget) as rows:
                 values = _RowValues(rows, self._budget)

@@ -35,7 +35,7 @@ from evalrpc.files.private import make_private_folder
 from evalrpc.files.trees import remove_tree
 from evalrpc.jobs.paths import ENGINES_DIR, engines_dir
 from evalrpc.jobs.served_models import SERVED_FIELDS, EngineNeed, engine_ids, identity, replicas_wanted
-from evalrpc.jobs.transitions import is_giving_way
+from evalrpc.jobs.transitions import is_giving_way, shorten
 from evalrpc.secrets.masking import NO_MASK, Mask
 from evalrpc.secrets.registry import Secrets
 from evalrpc.v1 import engines_pb2 as pb
@@ -644,7 +644,7 @@ def _message(engine: Engine) -> pb.Engine:
         node=engine.resources.node,
         job_count=len(engine.users),
         restart_count=engine.restart_count,
-        error=engine.error.message if engine.error is not None else "",
+        error=shorten(engine.error.message) if engine.error is not None else "",
         owner=engine.owner,
         warnings=engine.warnings,
         replica_of=engine.beside.engine_id if engine.beside is not None else "",

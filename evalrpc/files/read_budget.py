@@ -40,6 +40,8 @@ class ReadBudget:
         self._spent_before_row = 0
         self._deadline = self._clock.monotonic() + limits.max_seconds
         self._is_stopped = False
+        self.is_spent = False
+        """Whether something was refused for want of bytes or time, and not for what it is."""
 
     def spend(self, size_bytes: int = 0) -> None:
         """Note that so much was read. Raises ReadLimitError if that was too much or has taken too long, CancelledError if the
@@ -49,11 +51,11 @@ class ReadBudget:
         if self._is_stopped:
             raise CancelledError
         if self._spent_bytes > limits.max_bytes:
-            raise too_much(f"more than {limits.max_bytes} bytes", limit_bytes=limits.max_bytes)
+            raise self._refusal(f"more than {limits.max_bytes} bytes", limit_bytes=limits.max_bytes)
         if limits.max_row_bytes is not None and self._spent_bytes - self._spent_before_row > limits.max_row_bytes:
-            raise too_much(f"more than {limits.max_row_bytes} bytes for one row", limit_bytes=limits.max_row_bytes)
+            raise self._refusal(f"more than {limits.max_row_bytes} bytes for one row", limit_bytes=limits.max_row_bytes)
         if self._clock.monotonic() > self._deadline:
-            raise too_much(f"longer than {limits.max_seconds:g} seconds", limit_seconds=limits.max_seconds)
+            raise self._refusal(f"longer than {limits.max_seconds:g} seconds", limit_seconds=limits.max_seconds)
 
     def begin_row(self) -> None:
         """Note that a new row begins here."""
@@ -62,6 +64,11 @@ class ReadBudget:
     def has_room_for(self, size_bytes: int) -> bool:
         """Return whether so much more may be read, as far as that can be known before."""
         return self._spent_bytes + size_bytes <= self._limits.max_bytes and self._clock.monotonic() <= self._deadline
+
+    def require_room_for(self, size_bytes: int) -> None:
+        """Raise ReadLimitError where so much more can't be read, before any of it is."""
+        if self._spent_bytes + size_bytes > self._limits.max_bytes:
+            raise self._refusal(f"more than {self._limits.max_bytes} bytes", limit_bytes=self._limits.max_bytes)
 
     def require_written(self, descriptor: int) -> None:
         """Raise ReadLimitError for an open file of which more was never written than may be. Moves its position."""
@@ -77,6 +84,10 @@ class ReadBudget:
     def stop(self) -> None:
         """Note that the caller has gone."""
         self._is_stopped = True
+
+    def _refusal(self, what: str, **limit: float) -> ReadLimitError:
+        self.is_spent = True
+        return too_much(what, **limit)
 
 
 @contextmanager

@@ -167,6 +167,15 @@ class TaskReporter(Protocol):
         """
 
 
+@runtime_checkable
+class ProgressWords(Protocol):
+    """Optional interface of a harness to whose progress more counts than lines with `3/10` and the like."""
+
+    progress_words: Sequence[bytes]
+    """What such lines have. Of a log that has very many lines between two looks, `read_progress` gets the last ones, and before
+    them only the last few with each of these words, or with a count."""
+
+
 class SampleRow(NamedTuple):
     """One sample of a file."""
 

@@ -13,7 +13,8 @@ from evalrpc.protobuf.structs import wire_text
 MAX_MESSAGE_CHARACTERS: Final = 300
 """The longest message. The contract allows 2 KiB, but a line should be readable."""
 
-_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+# Colours and movements of the cursor; titles of the window, and links.
+_ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b\r\n]*(?:\x07|\x1b\\))")
 # Who says it, as torchrun, and the processes and the logger of vLLM put it before the line.
 _SPEAKER = r"(?:\[rank\d+\]:\s?|\([\w. =]{1,60}pid=\d+\)\s?)?(?:ERROR [\d-]{5} [\d:]{8} \[?[\w./]{1,60}:\d+\] )?"
 _EXCEPTION = re.compile(

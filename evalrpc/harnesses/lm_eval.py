@@ -74,6 +74,7 @@ class LmEvalHarness:
     """Runs `python -m lm_eval run` in the environment that the operator configured."""
 
     kind = KIND
+    progress_words = lm_eval_family.PROGRESS_WORDS
     served_needs = ServedNeeds(
         api=frozenset({CHAT, COMPLETIONS}),
         arguments=frozenset({"model", "pretrained", "base_url", "tokenizer", "tokenizer_backend", "auth_token", "header"}),

@@ -44,6 +44,11 @@ _PHASES: Final = (
     (re.compile(r"Running \w+ requests"), Progress.PHASE_EVALUATING),
     (re.compile(r"Postprocess(ing|ed)\b|Saving results|bootstrapping for stddev"), Progress.PHASE_SCORING),
 )
+PROGRESS_WORDS: Final = (
+    *(b"Verbosity set to", b"Including path:", b"Selected Tasks", b"Running on rank", b"Building contexts for "),
+    *(b" requests", b"Postprocess", b"Saving results", b"bootstrapping for stddev"),
+)
+"""What the lines have that say a phase."""
 
 
 def violations(request: EvaluateRequest, title: str) -> Iterator[FieldViolation]:

@@ -3,8 +3,9 @@
 A JobInfo has at most MAX_JOB_BYTES:
 
     model_args, gen_kwargs          2 * MAX_ARGS_BYTES                     1024 KiB
+    args of two served models       2 * MAX_SERVED_ARGS_BYTES               128 KiB
     tasks, other fields             MAX_TASK_NAMES_BYTES and 24 KiB         144 KiB
-    results                         what `results_room` leaves           >= 1520 KiB
+    results                         what `results_room` leaves           >= 1392 KiB
         metrics                     at most MAX_METRICS_BYTES
         paths, versions, extras     at most MAX_PATHS_BYTES
         tasks                       at most MAX_TASK_RESULTS_BYTES, and what the others leave
@@ -26,6 +27,8 @@ MAX_PAGE_BYTES: Final = 3 * MIB
 MAX_JOB_BYTES: Final = 3 * MIB
 MAX_ARGS_BYTES: Final = 512 * KIB
 """The size of `model_args`, and that of `gen_kwargs`."""
+MAX_SERVED_ARGS_BYTES: Final = 64 * KIB
+"""The size of the arguments of a served model, each of which is on a command line. ListEngines has those of all engines."""
 MAX_TASK_NAMES_BYTES: Final = 120 * KIB
 """The size of all task names of a request together. With commas between them they are one argument of a program, which Linux
 takes up to 128 KiB."""

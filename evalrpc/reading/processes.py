@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 
 from evalrpc.errors import EvalrpcError
 from evalrpc.reading.disk import read_in, read_on
+from evalrpc.reading.turns import Turns
 from evalrpc.scheduling.limited_process import LimitedProcess, Limits
 
 IDLE_SECONDS: Final = 30.0
@@ -20,15 +21,16 @@ class ReadingProcesses:
 
     def __init__(self, threads: Executor, max_processes: int) -> None:
         self._threads = threads
-        self._turns = asyncio.Semaphore(max_processes)  # whoever waits for one has no process yet
+        self._turns = Turns(max_processes)  # whoever waits for one has no process yet
         self._idle: list[tuple[LimitedProcess, asyncio.TimerHandle]] = []
 
-    async def call(self, limits: Limits, read: Callable[..., _T], *arguments: object) -> _T:
+    async def call(self, limits: Limits, read: Callable[..., _T], *arguments: object, owner: str = "") -> _T:
         """Call a function of a module in a process, and keep that for a while, unless nobody waits for the answer any more.
+        `owner`: who asks for it.
 
         Raises what `read_on` and `read_in` do.
         """
-        async with self._turns:
+        async with self._turns.turn(owner):
             process = self._take()
             process.limits = limits
             try:

@@ -96,9 +96,9 @@ class SampleMediaReader:
         self._documents.forget_unused()
 
     async def read_sample_media(
-        self, job_id: str, call: ReadSampleMediaRequest, send: Send, reserve: Reserve = no_reserve
+        self, job_id: str, call: ReadSampleMediaRequest, owner: str, send: Send, reserve: Reserve = no_reserve
     ) -> None:
-        """Send the media of a sample as serialised ReadSampleMediaResponses.
+        """Send the media of a sample as serialised ReadSampleMediaResponses. `owner`: who asks.
 
         Raises JobNotFoundError, SamplesNotFoundError, FileUnavailableError, FileUnreadableError, ReadLimitError,
         InvalidRequestError for a bad token.
@@ -107,13 +107,13 @@ class SampleMediaReader:
         offset = page_tokens.decode(call.sample_token, sample_place(job_id, call.model, call.task)) or 0
         arguments = (job, call.model, call.task, offset, self._places.data_dir, self._results, self._threads.listers)
         source = await source_of(*arguments)
-        sample = await self._read_sample(source, call.sample_id)
+        sample = await self._read_sample(source, call.sample_id, owner)
         media = await self._with_documents(job, call, source, sample)
         end = len(media) if not call.max_media else call.start_index + call.max_media
         for index, reference in list(enumerate(media))[call.start_index : end]:
             await self._send_medium(_Medium(index, reference), source.folder, send, reserve)
 
-    async def _read_sample(self, source: SampleSource, wanted_id: str) -> "_Sample":
+    async def _read_sample(self, source: SampleSource, wanted_id: str, owner: str) -> "_Sample":
         """Read a sample: in the server itself if it is known where a small one stands, else in a process."""
         if not wanted_id:
             budget = ReadBudget(IN_PLACE_LIMITS)
@@ -122,7 +122,8 @@ class SampleMediaReader:
                     self._threads.listers, lambda: _find_sample(source, "", self._harnesses, budget), budget.stop
                 )
         settings = self._harness_settings.get(source.job.request.harness)
-        return await self._processes.call(PROCESS_USE, _find_in_process, source, wanted_id, settings, PROCESS_LIMITS)
+        arguments = (source, wanted_id, settings, PROCESS_LIMITS)
+        return await self._processes.call(PROCESS_USE, _find_in_process, *arguments, owner=owner)
 
     async def _with_documents(
         self, job: JobInfo, call: ReadSampleMediaRequest, source: SampleSource, sample: "_Sample"

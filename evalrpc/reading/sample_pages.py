@@ -58,10 +58,10 @@ def read_page(
         for values, next_end, is_too_large in rows:
             if is_too_large or is_wanted(values):
                 row, cut_fields = bounded_row(values, MAX_ROW_BYTES, MAX_ROW_VALUES)
-                if not bound.takes(row):
+                cut_paths = [f"samples[{len(page.rows)}]{field}" for field in ([""] if is_too_large else cut_fields)]
+                if not bound.takes(row, cut_paths):
                     return page._replace(next_offset=end)
-                place = len(page.rows)
-                page.truncated_fields.extend(f"samples[{place}]{field}" for field in ([""] if is_too_large else cut_fields))
+                page.truncated_fields.extend(cut_paths)
                 page.rows.append(row)
                 page.offsets.append(end)
             end = next_end

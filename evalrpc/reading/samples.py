@@ -56,8 +56,8 @@ class SampleLister:
         self._listers = listers
         self._processes = processes
 
-    async def list_samples(self, job_id: str, call: ListSamplesRequest, page_size: int) -> bytes:
-        """List a page of samples, as a serialised ListSamplesResponse.
+    async def list_samples(self, job_id: str, call: ListSamplesRequest, page_size: int, owner: str = "") -> bytes:
+        """List a page of samples, as a serialised ListSamplesResponse. `owner`: who asks.
 
         Raises JobNotFoundError, SamplesNotFoundError, FileUnavailableError, FileUnreadableError, ReadLimitError,
         InvalidRequestError for a bad token.
@@ -73,7 +73,7 @@ class SampleLister:
         if page is None:
             settings = self._harness_settings.get(source.job.request.harness)
             arguments = (source, page_size, matching, settings, PROCESS_LIMITS)
-            page = await self._processes.call(PROCESS_USE, _read_page_in_process, *arguments)
+            page = await self._processes.call(PROCESS_USE, _read_page_in_process, *arguments, owner=owner)
         named = sample_place(job_id, call.model, call.task)
         answer = ListSamplesResponse(
             sample_tokens=[page_tokens.encode(offset, named) for offset in page.offsets],

@@ -75,6 +75,7 @@ class RunProgress:
     def finish(self) -> pb.Progress:
         """Read the rest of the log, and return how far the run came."""
         self._read()
+        self._read_line(self._log.end_line())  # nothing follows any more
         return self._whole()
 
     def _read(self) -> bool:

@@ -27,7 +27,7 @@ from evalrpc.errors import ConflictError, IllegalTransitionError, JobNotFoundErr
 from evalrpc.executors.base import NO_LIMITS, Executor, Resources, RunHandle, RunKey, RunLimits
 from evalrpc.files.errnos import is_shortage
 from evalrpc.files.output_access import OutputAccess
-from evalrpc.harnesses.base import Harness, ParallelHarness, Run
+from evalrpc.harnesses.base import Harness, ParallelHarness, ProgressWords, Run
 from evalrpc.harnesses.failures import without_listing
 from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.jobs import trace_context, transitions
@@ -527,7 +527,8 @@ class Supervisor:
         self, job: pb.JobInfo, harness: Harness, steps: Sequence[Run], handle: RunHandle, key: RunKey
     ) -> RunProgress:
         tasks = [step.request.tasks[0] for step in steps] if len(job.request.tasks) > len(steps[0].request.tasks) else [""]
-        log = LogFollower(key.log_path, self._mask(job))
+        words = harness.progress_words if isinstance(harness, ProgressWords) else ()
+        log = LogFollower(key.log_path, self._mask(job), words)
         return RunProgress(
             job,
             log,

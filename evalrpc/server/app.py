@@ -87,7 +87,7 @@ from evalrpc.server.running import Running, Sharing
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.stores import open_store, progress_of, shared_store, store_of_runner
 from evalrpc.server.suite_definitions import build_suites
-from evalrpc.server.threads import MAX_COMPARISONS, MAX_PARSERS, require_threads, start_pools
+from evalrpc.server.threads import MAX_COMPARISONS, MAX_LONG_COMPARISONS, MAX_PARSERS, require_threads, start_pools
 from evalrpc.server.tracing import untraced
 from evalrpc.server.transports.connections import close_connections
 from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
@@ -558,7 +558,7 @@ class Server:
                 MediaThreads(pools.readers, pools.listers, pools.askers),
                 self._parsing,
             ),
-            comparer=Comparer(data_dir, self._settings.harnesses, self._comparing),
+            comparer=Comparer(data_dir, self._settings.harnesses, self._comparing, MAX_LONG_COMPARISONS),
             results=results,
             queue_state=queue_state,
             entitlements=entitlements,

@@ -22,6 +22,7 @@ from evalrpc.executors.base import Executor
 from evalrpc.files.fingerprints import fingerprint_files
 from evalrpc.harnesses.base import Command, Harness
 from evalrpc.protobuf.structs import wire_text
+from evalrpc.protobuf.texts import cut
 from evalrpc.scheduling.asking import NoAnswerError, ask
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 
@@ -29,6 +30,7 @@ CATALOG_DIR: Final = "catalog"
 
 _ASKING_SECONDS: Final = 300.0
 _MAX_HINTS: Final = 5
+_MAX_REASON_BYTES: Final = 2048
 _MAX_HINT_CHARACTERS: Final = 64
 _CANDIDATES: Final = 50
 _MAX_NAME_LENGTH: Final = 1024  # a request can't name what is longer
@@ -104,9 +106,9 @@ class Catalog:
     def describe(self, harness_name: str) -> HarnessInfo:
         """Return what is installed of a harness."""
         info = self._harnesses[harness_name].info()
-        info.unavailable_reason = self._mask_text(info.unavailable_reason)
+        info.unavailable_reason = cut(self._mask_text(info.unavailable_reason), _MAX_REASON_BYTES)
         info.warm, problem = self._executor.warm_state(harness_name)
-        info.cold_reason = self._mask_text(problem)
+        info.cold_reason = cut(self._mask_text(problem), _MAX_REASON_BYTES)
         self._unavailable[harness_name] = not info.available
         return info
 

@@ -1,11 +1,16 @@
 """What clients learn of the engines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
+
+from google.protobuf.message import Message
 
 from evalrpc.config import Settings
 from evalrpc.engines.holdings import EngineHolding
+from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
+from evalrpc.reading.page_bound import PageBound
 from evalrpc.secrets.masking import Mask
 from evalrpc.v1.engines_pb2 import Engine, EngineKind, ListEnginesResponse
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, ServedModel
@@ -57,16 +62,33 @@ def listing(
         for name, endpoint in sorted(settings.endpoints.items())
     ]
     visible = engines if owner is None else [_without_model(each) for each in engines if each.owner in ("", owner)]
-    return ListEnginesResponse(engines=visible, kinds=kinds)
+    answer = ListEnginesResponse(kinds=kinds)
+    answer.engines.extend(_that_fit(visible, MAX_PAGE_BYTES - answer.ByteSize()))
+    return answer
+
+
+def _that_fit(engines: Sequence[Engine], max_bytes: int) -> Iterable[Engine]:
+    """Return the engines, without their arguments where these take too much. Then, too, there may be too many: those that ended
+    first, which come last, are left out."""
+    whole, bare = (PageBound(len(engines), max_bytes) for _ in range(2))
+    if all(map(whole.takes, engines)):
+        return engines
+    return takewhile(bare.takes, (_without(engine, "args") for engine in engines))
 
 
 def _without_model(engine: Engine) -> Engine:
     """Return an engine without its model, unless it is one owner's."""
     if engine.owner:
         return engine
+    shown = _without(engine, "model", "args")
+    shown.ClearField("error")
+    return shown
+
+
+def _without(engine: Engine, *fields: str) -> Engine:
+    """Return an engine without some fields of its model."""
     shown = Engine()
     shown.CopyFrom(engine)
-    for field in ("model", "args"):
-        shown.served_model.ClearField(field)
-    shown.ClearField("error")
+    for field in fields:
+        cast(Message, shown.served_model).ClearField(field)
     return shown

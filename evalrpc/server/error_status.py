@@ -25,6 +25,7 @@ from evalrpc.protobuf.texts import cut
 _MAX_MESSAGE_BYTES: Final = 800
 _MAX_VIOLATIONS_BYTES: Final = 2500
 _MAX_DESCRIPTION_BYTES: Final = 300
+_MAX_METADATA_BYTES: Final = 512  # of each value: names have up to 255 characters
 
 
 def status_of(error: EvalrpcError) -> status_pb2.Status:
@@ -38,8 +39,9 @@ def status_of(error: EvalrpcError) -> status_pb2.Status:
 
 def _details(error: EvalrpcError) -> Iterator[Message]:
     description = cut(error.message, _MAX_DESCRIPTION_BYTES)
-    resource = error.metadata.get("resource_name", "")
-    yield error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    metadata = {name: cut(value, _MAX_METADATA_BYTES) for name, value in error.metadata.items()}
+    resource = metadata.get("resource_name", "")
+    yield error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     if error.retry_delay_seconds is not None:
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))

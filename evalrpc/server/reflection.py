@@ -21,6 +21,9 @@ from evalrpc.errors import InvalidRequestError
 SERVICES: Final = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 METHOD: Final = "ServerReflectionInfo"
 
+MAX_REQUEST_BYTES: Final = 1024 * 1024
+"""The size of a question. Its answer repeats it, and names in an error what is not there."""
+
 
 class Reflection:
     """Describes the evaluation service with its errors, reflection itself, and the services of the further files."""
@@ -37,8 +40,10 @@ class Reflection:
     def answer(self, message: bytes) -> bytes:
         """Answer one message of a stream with another. What is not here is an error within it.
 
-        Raises InvalidRequestError for bytes that are no message.
+        Raises InvalidRequestError for bytes that are no message, or too many.
         """
+        if len(message) > MAX_REQUEST_BYTES:  # answers repeat it
+            raise InvalidRequestError(f"the message has {len(message)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
         try:
             request = pb.ServerReflectionRequest.FromString(message)
         except DecodeError:

@@ -338,13 +338,13 @@ class EvaluationService:
         job_id = validation.require_job_id(request.job_id)
         validation.require(sample_validation.sample_filter(request.filter))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        return await self.samples.list_samples(job_id, request, page_size)
+        return await self.samples.list_samples(job_id, request, page_size, call.principal.owner)
 
     def ReadSampleMedia(self, request: ReadSampleMediaRequest, call: Call) -> Awaitable[None]:
         """Stream what a sample refers to."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(sample_validation.sample_media(request))
-        return self.media.read_sample_media(job_id, request, call.send, call.reserve)
+        return self.media.read_sample_media(job_id, request, call.principal.owner, call.send, call.reserve)
 
     async def ListMetrics(self, request: ListMetricsRequest, call: Call) -> ListMetricsResponse:
         """List the metrics of a job."""
@@ -365,7 +365,7 @@ class EvaluationService:
                 pass  # some jobs at a time, so that other reads get their turn
             page = await self._look_up(history.page)
             if history.series:
-                page.trends.extend(await self.comparer.find_trends(request.trends, history.series))
+                page.trends.extend(await self.comparer.find_trends(request.trends, history.series, call.principal.owner))
             return page
         finally:
             budget.stop()  # the caller has the answer, or has gone
@@ -375,20 +375,21 @@ class EvaluationService:
         validation.require(validation.comparison(request))
         baseline = await self.feed.read_job(request.baseline_job_id.lower())
         candidates = [await self.feed.read_job(job_id.lower()) for job_id in request.candidate_job_ids]
-        return await self.comparer.compare(request, baseline, candidates)
+        return await self.comparer.compare(request, baseline, candidates, call.principal.owner)
 
     async def PlanComparison(self, request: PlanComparisonRequest, call: Call) -> PlanComparisonResponse:
         """Say what it takes to see a difference."""
         validation.require(validation.plan(request))
         named = filter(None, (request.baseline_job_id, request.candidate_job_id))
-        return await self.comparer.plan(request, [await self.feed.read_job(job_id.lower()) for job_id in named])
+        jobs = [await self.feed.read_job(job_id.lower()) for job_id in named]
+        return await self.comparer.plan(request, jobs, call.principal.owner)
 
     async def ListFlips(self, request: ListFlipsRequest, call: Call) -> bytes:
         """List the samples that changed between two jobs."""
         validation.require(validation.flips(request))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         jobs = [await self.feed.read_job(job_id.lower()) for job_id in (request.baseline_job_id, request.candidate_job_id)]
-        return await self.comparer.list_flips(request, jobs, page_size)
+        return await self.comparer.list_flips(request, jobs, page_size, call.principal.owner)
 
     async def ListSuites(self, request: ListSuitesRequest, call: Call) -> ListSuitesResponse:
         """List the suites that the operator has defined."""
@@ -441,7 +442,8 @@ class EvaluationService:
         if request.view == SUITE_RUN_VIEW_DECISION:
             baseline = await self._baseline(request, run, call)
             problem = _BASELINE_GONE if run.submission.baseline_suite_run_id and baseline is None else ""
-            run.decision.CopyFrom(await SuiteDecider(self.feed, self.comparer).decide(run, baseline, problem))
+            decider = SuiteDecider(self.feed, self.comparer, call.principal.owner)
+            run.decision.CopyFrom(await decider.decide(run, baseline, problem))
         return run
 
     async def WatchSuiteRun(self, request: WatchSuiteRunRequest, call: Call) -> None:

@@ -17,6 +17,8 @@ class SuiteDecider:
 
     feed: Feed
     comparer: Comparer
+    owner: str
+    """Who asks."""
 
     async def decide(self, run: SuiteRun, baseline: SuiteRun | None, baseline_problem: str = "") -> SuiteDecision:
         """Return the decision over a run, compared with another one if there is any.
@@ -33,7 +35,7 @@ class SuiteDecider:
             remark = "the baseline's run has no such entry" if baseline and not baseline_job_id else ""
             to_measure = Evidence(entry, job.job_id, baseline_job_id, baseline_problem=baseline_problem, remark=remark)
             evidence.append(await self._measured(run.suite, to_measure))
-        decision = await self.comparer.decide(run.suite, evidence, has_ended=run.status in lifecycle.TERMINAL)
+        decision = await self.comparer.decide(run.suite, evidence, self.owner, has_ended=run.status in lifecycle.TERMINAL)
         decision.baseline_suite_run_id = baseline.suite_run_id if baseline else ""
         return decision
 
@@ -46,7 +48,7 @@ class SuiteDecider:
         if evidence.baseline_job_id:
             baseline, baseline_problem = await self._completed(evidence.baseline_job_id, "the baseline's job")
         try:
-            measured = await self.comparer.measure(suite, evidence.entry, candidate, baseline)
+            measured = await self.comparer.measure(suite, evidence.entry, candidate, baseline, self.owner)
         except UnavailableError:
             raise
         except EvalrpcError as error:

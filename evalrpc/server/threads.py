@@ -8,8 +8,10 @@ from typing import Final, NamedTuple
 
 from evalrpc.errors import ConfigurationError
 
-MAX_COMPARISONS: Final = 2
+MAX_COMPARISONS: Final = 3
 """How many comparisons are computed at a time, each in a process of its own, which takes 100 MB or more."""
+MAX_LONG_COMPARISONS: Final = 2
+"""How many of them may be long ones, so that there is a process for the others."""
 MAX_PARSERS: Final = 2
 """How many pages are read in processes at a time."""
 

@@ -19,7 +19,7 @@ from evalrpc.jobs.defaults import executor_of, gpus_by_field, gpus_field, gpus_n
 from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.paths import allowed_output_dir
-from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_SUBMIT_SUITE_BYTES, MAX_TASK_NAMES_BYTES
+from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_SERVED_ARGS_BYTES, MAX_SUBMIT_SUITE_BYTES, MAX_TASK_NAMES_BYTES
 from evalrpc.printable import first_unprintable, printable
 from evalrpc.protobuf.texts import MAX_NAME_LENGTH
 from evalrpc.server import served_use
@@ -585,9 +585,9 @@ def _all_arguments(arguments: Mapping[str, Struct]) -> _Violations:
     """Yield what is wrong with the arguments of a request, by field."""
     left = MAX_ARG_VALUES
     for field, struct in arguments.items():
-        size_bytes = struct.ByteSize()
-        if size_bytes > MAX_ARGS_BYTES:
-            yield FieldViolation(field, f"has {size_bytes} bytes when serialised; at most {MAX_ARGS_BYTES} are allowed")
+        size_bytes, most = struct.ByteSize(), MAX_SERVED_ARGS_BYTES if field.endswith(".args") else MAX_ARGS_BYTES
+        if size_bytes > most:
+            yield FieldViolation(field, f"has {size_bytes} bytes when serialised; at most {most} are allowed")
             continue
         checked = _Arguments(field, struct, left)
         yield from checked.violations

@@ -1077,7 +1077,7 @@ class Flip(_message.Message):
     BASELINE_SAMPLE_FIELD_NUMBER: _builtins.int
     CANDIDATE_SAMPLE_FIELD_NUMBER: _builtins.int
     doc_id: _builtins.str
-    """The sample's `doc_id`, as text."""
+    """The sample's `doc_id`, as text. Cut after 4 KiB, and then named in `truncated_fields`."""
     direction: Global___FlipDirection.ValueType
     """Which way it changed."""
     baseline_value: _builtins.float

@@ -431,7 +431,7 @@ class ServedModel(_message.Message):
     @_builtins.property
     def args(self) -> _struct_pb2.Struct:
         """Arguments of the engine, by the names that the operator allows: texts, numbers and booleans. Others are rejected, naming
-        each. An endpoint takes none. Absent: none.
+        each. At most 64 KiB when serialised. An endpoint takes none. Absent: none.
         """
 
     def __init__(

@@ -153,6 +153,7 @@ PAST: Final[dict[str, Callable[[], Iterator[FieldViolation]]]] = {
 
 TESTED_ELSEWHERE: Final = {
     "`model` of a served model": "tests/server/test_served_use.py",
+    "`args` of a served model": "tests/service/test_every_answer_fits.py",
     "`max_replicas` of a served model": "tests/server/test_served_use.py",
 }
 

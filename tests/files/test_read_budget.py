@@ -52,6 +52,16 @@ def test_nothing_is_read_once_the_caller_has_gone() -> None:
         budget.spend()
 
 
+def test_a_file_that_is_too_large_is_refused_before_it_is_read_and_said_to_be_for_want_of_room() -> None:
+    budget = ReadBudget(ReadLimits(10, 1.0), ManualClock())
+    budget.spend(4)
+    budget.require_room_for(6)
+    assert not budget.is_spent
+    with pytest.raises(ReadLimitError, match="more than 10 bytes"):
+        budget.require_room_for(7)
+    assert budget.is_spent
+
+
 def test_what_can_be_known_before_is_known() -> None:
     clock = ManualClock()
     budget = ReadBudget(ReadLimits(10, 1.0), clock)

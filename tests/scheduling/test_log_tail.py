@@ -100,6 +100,53 @@ def test_of_very_many_lines_the_last_are_given(log: Path, end: str) -> None:
     assert follower.last_line() == "rest"
 
 
+NOISE = b"2024/01/02 noise in /a/1/2/b.py, 3.5/7 of it\n"
+"""A line with what looks like a count, and is none."""
+
+
+@pytest.mark.parametrize(
+    ("noise", "end"), [(NOISE, b"\n"), (b"\n", b"\r"), (b"ab\n", b"\r\n"), (b"x" * 5000 + b"\r\n", b"\x1b[0m\n")], ids=range(4)
+)
+def test_progress_before_much_noise_is_given(log: Path, noise: bytes, end: bytes) -> None:
+    follower = LogFollower(log, words=[b"Running "])
+    append(
+        log,
+        b"Running requests\n" + noise * 20 + b"\r 1/10" + end + b"\r\x1b[32m 2/10" + end + noise * (2_500_000 // len(noise)),
+    )
+    given = [line for line in follower.new_lines() if "/10" in line or "Running" in line]
+    assert given == ["Running requests", " 1/10", " 2/10"]
+
+
+def test_of_a_count_in_the_last_line_of_what_is_read_at_once_nothing_is_cut_off(log: Path) -> None:
+    for more in range(24):
+        follower = LogFollower(log)
+        log.write_bytes(b"\n" * (4096 - 12 + more) + b"12345/67890\n" + b"\n" * 5000)
+        assert [line for line in follower.new_lines() if line] == ["12345/67890"]
+
+
+def test_what_a_look_leaves_out_is_joined_to_nothing(log: Path) -> None:
+    follower = LogFollower(log)
+    append(log, b"1")
+    assert list(follower.new_lines()) == []
+    append(log, b"x" * 34_000_000 + b"5/9 is the end of a line\n7/9\n8")
+    assert list(follower.new_lines()) == ["7/9"]
+    append(log, b"/9\n")
+    assert list(follower.new_lines()) == ["8/9"]
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_log_that_was_cut_short_or_replaced_is_read_from_its_beginning(log: Path, is_replaced: bool) -> None:
+    follower = LogFollower(log)
+    append(log, b"one\ntwo\nthr")
+    assert list(follower.new_lines()) == ["one", "two"]
+    if is_replaced:
+        log.rename(log.with_name("other"))
+        append(log, b"another log\nof more bytes\n")
+    else:
+        log.write_bytes(b"1\n2\n")
+    assert list(follower.new_lines()) == (["another log", "of more bytes"] if is_replaced else ["1", "2"])
+
+
 def test_a_log_that_was_cut_short_breaks_nothing(log: Path) -> None:
     follower = LogFollower(log)
     append(log, b"one\ntwo\n")
@@ -114,6 +161,9 @@ def test_a_log_that_was_cut_short_breaks_nothing(log: Path) -> None:
         (b"\x1b[31mred\x1b[0m", "red"),
         (b"\x1b[1;38;5;208mbold\x1b[m end  ", "bold end"),
         (b"\x1b[2K\x1b[1Aup", "up"),
+        (b"\x1b]0;a title\x07named", "named"),
+        (b"\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\ end", "link end"),
+        (b"\x1b]0;never ended", "]0;never ended"),
         (b"a\tb", "a\tb"),
         (b"bell\x07 and null\x00", "bell and null"),
         (b"caf\xc3\xa9", "café"),
@@ -163,6 +213,19 @@ def test_the_tail_has_no_empty_lines_and_no_colours(log: Path) -> None:
 def test_the_tail_shows_the_last_state_of_a_progress_bar(log: Path) -> None:
     append(log, b"start\n" + b"".join(b"\r%3d%%" % number for number in range(101)) + b"\ndone\n")
     assert read_tail(log) == ["start", "100%", "done"]
+
+
+@pytest.mark.parametrize("rest", range(4))
+def test_the_tail_begins_with_a_whole_character(log: Path, rest: int) -> None:
+    append(log, "😀".encode() * 100_000 + b"x" * rest + b"\nend")
+    first, last = read_tail(log, max_bytes=512 * 1024)
+    assert (set(first[: len(first) - rest]), last) == ({"😀"}, "end")
+
+
+@pytest.mark.parametrize("noise", [b"\n", b"\0", b"\r\n", b" \n"], ids=repr)
+def test_the_tail_passes_over_what_is_blank(log: Path, noise: bytes) -> None:
+    append(log, b"before\n" + noise * 50_000 + b"\nafter" + noise * 1000)
+    assert read_tail(log) == ["before", "after"]
 
 
 @pytest.mark.parametrize("line", [b"x" * 1000, b"\xc3\xa9" * 500, b"\xff" * 400, b"x" * 30_000])

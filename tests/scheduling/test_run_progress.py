@@ -96,6 +96,23 @@ def test_the_end_of_the_last_step_begins_no_other(run: Run) -> None:
     assert stand(run.progress.finish()) == ("c", 6, 6)
 
 
+def test_the_last_line_counts_at_the_end_also_if_nothing_ends_it(tmp_path: Path) -> None:
+    run = Run(tmp_path, "")
+    run.write("1/4\r")
+    assert run.look() == ("", 1, 4)
+    run.write("2/4\r4/4")
+    assert run.look() == ("", 2, 4), "the bar may just be being written"
+    assert stand(run.progress.finish()) == ("", 4, 4)
+
+
+def test_the_last_count_is_known_however_much_comes_after_it(tmp_path: Path) -> None:
+    run = Run(tmp_path, "")
+    run.write("1/4\n")
+    assert run.look() == ("", 1, 4)
+    run.write("4/4\n" + "a line of noise\n" * 500_000)
+    assert stand(run.progress.finish()) == ("", 4, 4)
+
+
 def test_of_one_step_the_task_is_the_harnesss_own_affair(tmp_path: Path) -> None:
     run = Run(tmp_path, "")
     run.write("1/4\n")

@@ -14,7 +14,7 @@ from waiting import DEADLINE_SECONDS
 
 from evalrpc.config import ListenSettings, Settings
 from evalrpc.errors import InvalidRequestError
-from evalrpc.server.reflection import METHOD, SERVICES, Reflection
+from evalrpc.server.reflection import MAX_REQUEST_BYTES, METHOD, SERVICES, Reflection
 from evalrpc.testing.server import ServerThread
 from evalrpc.v1 import evaluation_service_pb2, jobs_pb2
 
@@ -51,6 +51,13 @@ def files(response: Any) -> dict[str, FileDescriptorProto]:
     assert response.WhichOneof("message_response") == "file_descriptor_response", response
     found = map(FileDescriptorProto.FromString, response.file_descriptor_response.file_descriptor_proto)
     return {file.name: file for file in found}
+
+
+def test_the_longest_question_has_an_answer_that_can_be_read_and_a_longer_one_is_refused(reflection: Reflection) -> None:
+    most = MAX_REQUEST_BYTES - pb.ServerReflectionRequest(host="here", file_containing_symbol="").ByteSize() - 2
+    assert ask(reflection, file_containing_symbol="s" * most).ByteSize() < 4 * 1024**2
+    with pytest.raises(InvalidRequestError, match="at most 1048576 are allowed"):
+        ask(reflection, file_containing_symbol="s" * (most + 1))
 
 
 def test_all_services_are_listed(reflection: Reflection) -> None:

@@ -1,10 +1,12 @@
 """Samples that are dear to read: a page, a comparison and their callers get a bounded answer, and the server serves others."""
 
+import asyncio
 import json
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from processes_of_tests import readers_of
-from serving import Api, detail, reason_of
+from serving import Api, ServerHere, detail, reason_of
 from waiting import DEADLINE_SECONDS, eventually
 
 from evalrpc.analysis import comparer
 from evalrpc.client import EvalClient
 from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.reading import samples
+from evalrpc.reading.turns import Turns
+from evalrpc.server.threads import MAX_LONG_COMPARISONS
 from evalrpc.v1.comparison_pb2 import TEST_METHOD_MCNEMAR, CompareJobsRequest
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
 
@@ -153,6 +157,47 @@ def test_a_comparison_of_a_sparse_file_is_refused_at_once(api: Api) -> None:
         error = refusal(lambda jobs=jobs: api.CompareJobs(baseline_job_id=jobs[0], candidate_job_ids=[jobs[1]]))
         assert "were never written: it is sparse, and not read" in str(error.details())
         assert dict(detail(error, error_details_pb2.ErrorInfo).metadata) == {"limit_bytes": str(1024**2)}
+
+
+@contextmanager
+def all_taken(server: ServerHere, turns: Turns, count: int) -> Iterator[None]:
+    """Take all turns, as others do."""
+    release = asyncio.Event()
+
+    async def take() -> None:
+        async with turns.turn("others"):
+            await release.wait()
+
+    held = [asyncio.run_coroutine_threadsafe(take(), server._loop) for _ in range(count)]
+    eventually(lambda: not turns._free, "for the turns to be taken")
+    try:
+        yield
+    finally:
+        server._loop.call_soon_threadsafe(release.set)
+        for each in held:
+            each.result(DEADLINE_SECONDS)
+
+
+def test_what_is_quick_is_done_while_long_comparisons_wait_for_their_turn(
+    server: ServerHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, turns = server.api, server.server._service.comparer._long_turns
+    monkeypatch.setattr(comparer, "QUICK_BYTES", 4096)
+    small = [job_with(api, row(1) + row(2)) for _ in range(2)]
+    large = [job_with(api, b"".join(row(number, text="x" * 100) for number in range(40))) for _ in range(2)]
+    with all_taken(server, turns, MAX_LONG_COMPARISONS):
+        asked = CompareJobsRequest(baseline_job_id=large[0], candidate_job_ids=large[1:])
+        waiting = [api.stub.CompareJobs.future(asked) for _ in range(4)]
+        eventually(lambda: sum(map(len, turns._waiting.values())) == 4, "for them to wait")
+        assert api.CompareJobs(baseline_job_id=small[0], candidate_job_ids=small[1:]).candidates
+        assert api.ListFlips(baseline_job_id=small[0], candidate_job_id=small[1]).paired_sample_count == 2
+        assert api.PlanComparison(difference=0.1, baseline_job_id=small[0]).metrics
+        assert not any(each.done() for each in waiting)
+        waiting[0].cancel()
+    for each in waiting[1:]:
+        ((metric,),) = (candidate.metrics for candidate in each.result(DEADLINE_SECONDS).candidates)
+        assert metric.paired_sample_count == 40
+    eventually(lambda: turns._free == MAX_LONG_COMPARISONS, "for all turns to be given back")
 
 
 @pytest.mark.parametrize("method", ["ListSamples", "CompareJobs"])

@@ -97,6 +97,7 @@ class InspectHarness:
     """Runs `python -m inspect_ai eval` in the environment that the operator configured."""
 
     kind = KIND
+    progress_words = (b" samples)", b" sample)", b"total time:")
     judge_api = frozenset({CHAT})
     served_needs = ServedNeeds(
         api=frozenset({CHAT}), arguments=frozenset({"base_url", "api_key", "responses_api"}), asks_again=True

@@ -68,6 +68,7 @@ class LmmsEvalHarness:
     """Runs lmms-eval in the environment that the operator configured."""
 
     kind = KIND
+    progress_words = lm_eval_family.PROGRESS_WORDS
     served_needs = ServedNeeds(
         api=frozenset({CHAT}),
         arguments=frozenset({"model", "model_version", "base_url", "api_key", "azure_openai"}),
