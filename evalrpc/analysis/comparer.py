@@ -2,21 +2,19 @@
 take more memory than the rest of an idle server, are never loaded into it."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
 from google.protobuf.message import Message
 
+from evalrpc.analysis import work
 from evalrpc.analysis.evidence import Evidence, Measured
-from evalrpc.analysis.flip_lists import Flips, FlipsPart
+from evalrpc.analysis.flip_lists import Flips
 from evalrpc.analysis.run_series import Series
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ReadLimitError
-from evalrpc.files.read_budget import ReadBudget, ReadLimits
-from evalrpc.harnesses.base import Harness
-from evalrpc.harnesses.registry import build_harness
+from evalrpc.files.read_budget import ReadLimits
 from evalrpc.reading import page_tokens
 from evalrpc.reading.disk import MEMORY_LIMIT
 from evalrpc.reading.processes import ReadingProcesses
@@ -50,16 +48,6 @@ PROCESS_USE: Final = Limits(memory_bytes=2 * 1024**3, processor_seconds=120)
 _MAX_REMEMBERED: Final = 1_000_000  # flips, of all listings: 32 bytes each
 _FLIPS_OF_A_LISTING: Final = 25  # for so many it takes as much memory, beside its own
 
-_Work = Callable[[Any, Sequence[JobInfo], Mapping[str, Harness], Path, ReadBudget], Any]
-"""Something that reads the samples of jobs, with what it needs to know. A function of this module, which imports the rest: the
-process does, and the server never."""
-
-
-class _Outcome(Enum):
-    """What became of work instead of an answer."""
-
-    TAKES_LONG = 1
-
 
 class Comparer:
     """Compares jobs, in processes. Runs on the event loop.
@@ -81,13 +69,13 @@ class Comparer:
         self, call: CompareJobsRequest, baseline: JobInfo, candidates: Sequence[JobInfo], owner: str
     ) -> CompareJobsResponse:
         """Compare the candidates with the baseline. Raises what `evalrpc.analysis.comparison.compare` does."""
-        answer: CompareJobsResponse = await self._read(owner, _compare, call, [baseline, *candidates])
+        answer: CompareJobsResponse = await self._read(owner, work.compare, call, [baseline, *candidates])
         return answer
 
     async def plan(self, call: PlanComparisonRequest, jobs: Sequence[JobInfo], owner: str) -> PlanComparisonResponse:
         """Plan a comparison from the samples of jobs, or without any. Raises what
         `evalrpc.analysis.planning.plan_from_jobs` does."""
-        answer: PlanComparisonResponse = await self._read(owner, _plan, call, jobs)
+        answer: PlanComparisonResponse = await self._read(owner, work.plan, call, jobs)
         return answer
 
     async def measure(
@@ -97,17 +85,17 @@ class Comparer:
         `evalrpc.analysis.suite_metrics.measure` does."""
         jobs = [candidate] if baseline is None else [candidate, baseline]
         definition = Suite(alpha=suite.alpha, max_bad_answer_ratio=suite.max_bad_answer_ratio)
-        measured: Measured = await self._read(owner, _measure, (definition, entry), jobs)
+        measured: Measured = await self._read(owner, work.measure, (definition, entry), jobs)
         return measured
 
     async def decide(self, suite: Suite, evidence: Sequence[Evidence], owner: str, *, has_ended: bool) -> SuiteDecision:
         """Decide over all entries of a suite, which have been measured. See `evalrpc.analysis.decisions.decide`."""
-        decision: SuiteDecision = await self._read(owner, _decide, (suite, evidence, has_ended), ())
+        decision: SuiteDecision = await self._read(owner, work.decide, (suite, evidence, has_ended), ())
         return decision
 
     async def find_trends(self, options: TrendOptions, series: Sequence[Series], owner: str) -> list[MetricTrend]:
         """Say how each series goes."""
-        trends: list[MetricTrend] = await self._read(owner, _find_trends, (options, series), [])
+        trends: list[MetricTrend] = await self._read(owner, work.find_trends, (options, series), [])
         return trends
 
     async def list_flips(self, call: ListFlipsRequest, jobs: Sequence[JobInfo], page_size: int, owner: str) -> bytes:
@@ -118,7 +106,7 @@ class Comparer:
         flips = await self._flips(_without(listing, "direction"), jobs, owner)
         indices = flips.range_of(call.direction)
         part = flips.part(indices[begin : begin + page_size])
-        page: ListFlipsResponse = await self._read(owner, _read_flips, (part, page_size), jobs)
+        page: ListFlipsResponse = await self._read(owner, work.read_flips, (part, page_size), jobs)
         end = begin + len(page.flips)
         if end < len(indices):
             page.next_page_token = page_tokens.encode(end, listing)
@@ -128,7 +116,7 @@ class Comparer:
         key = hashlib.sha256(listing.SerializeToString(deterministic=True)).digest()  # a request may be large
         flips = self._known_flips.get(key)
         if flips is None:
-            flips = await self._read(owner, _find_flips, listing, jobs)
+            flips = await self._read(owner, work.find_flips, listing, jobs)
             self._known_flips.put(key, flips)
         return flips
 
@@ -136,26 +124,26 @@ class Comparer:
         """Forget the flips whose next page nobody reads any more."""
         self._known_flips.forget_unused()
 
-    async def _read(self, owner: str, work: _Work, order: object, jobs: Sequence[JobInfo]) -> Any:
+    async def _read(self, owner: str, do: work.Work, order: object, jobs: Sequence[JobInfo]) -> Any:
         """Do work in a process."""
         names = {job.request.harness for job in jobs} & self._harness_settings.keys()
         settings = [self._harness_settings[name] for name in names]
-        arguments = (work, order, list(map(_needed_of, jobs)), settings, self._data_dir)
+        arguments = (do, order, list(map(_needed_of, jobs)), settings, self._data_dir)
         answer = await self._try(owner, *arguments)
-        if answer is not _Outcome.TAKES_LONG:
+        if answer is not work.Outcome.TAKES_LONG:
             return answer
         async with self._long_turns.turn(owner):
-            return await self._processes.call(PROCESS_USE, _work_in_process, *arguments, READ_LIMITS, owner=owner)
+            return await self._processes.call(PROCESS_USE, work.carry_out, *arguments, READ_LIMITS, owner=owner)
 
     async def _try(self, owner: str, *arguments: object) -> Any:
         """Do work in a process, unless it takes long."""
         limits = READ_LIMITS._replace(max_bytes=QUICK_BYTES, max_seconds=QUICK_SECONDS)
         try:
-            return await self._processes.call(QUICK_USE, _try_in_process, *arguments, limits, owner=owner)
+            return await self._processes.call(QUICK_USE, work.try_out, *arguments, limits, owner=owner)
         except ReadLimitError as error:
             if MEMORY_LIMIT not in error.metadata:  # it is no process that has reached its limits
                 raise
-            return _Outcome.TAKES_LONG
+            return work.Outcome.TAKES_LONG
 
 
 def _without(call: ListFlipsRequest, *fields: str) -> ListFlipsRequest:
@@ -174,119 +162,3 @@ def _needed_of(job: JobInfo) -> JobInfo:
     needed.request.Clear()
     needed.request.harness = harness
     return needed
-
-
-def _compare(
-    call: CompareJobsRequest, jobs: Sequence[JobInfo], harnesses: Mapping[str, Harness], data_dir: Path, budget: ReadBudget
-) -> CompareJobsResponse:
-    from evalrpc.analysis.comparison import compare
-
-    return compare(call, jobs[0], jobs[1:], harnesses, data_dir, budget)
-
-
-def _measure(
-    order: tuple[Suite, SuiteEntry],
-    jobs: Sequence[JobInfo],
-    harnesses: Mapping[str, Harness],
-    data_dir: Path,
-    budget: ReadBudget,
-) -> Measured:
-    from evalrpc.analysis.suite_metrics import measure
-
-    baseline = jobs[1] if len(jobs) > 1 else None
-    return measure(*order, jobs[0], baseline, harnesses, data_dir, budget)
-
-
-def _decide(
-    order: tuple[Suite, Sequence[Evidence], bool],
-    jobs: Sequence[JobInfo],  # noqa: ARG001 - the shape of work
-    harnesses: Mapping[str, Harness],  # noqa: ARG001
-    data_dir: Path,  # noqa: ARG001
-    budget: ReadBudget,  # noqa: ARG001
-) -> SuiteDecision:
-    from evalrpc.analysis.decisions import decide
-
-    suite, evidence, has_ended = order
-    return decide(suite, evidence, has_ended=has_ended)
-
-
-def _plan(
-    call: PlanComparisonRequest, jobs: Sequence[JobInfo], harnesses: Mapping[str, Harness], data_dir: Path, budget: ReadBudget
-) -> PlanComparisonResponse:
-    from evalrpc.analysis.planning import plan_from_jobs, plan_from_ratio
-
-    return plan_from_jobs(call, jobs, harnesses, data_dir, budget) if jobs else plan_from_ratio(call)
-
-
-def _find_flips(
-    call: ListFlipsRequest, jobs: Sequence[JobInfo], harnesses: Mapping[str, Harness], data_dir: Path, budget: ReadBudget
-) -> Flips:
-    from evalrpc.analysis.flips import find_flips
-
-    return find_flips(call, jobs, harnesses, data_dir, budget)
-
-
-def _read_flips(
-    order: tuple[FlipsPart, int],
-    jobs: Sequence[JobInfo],
-    harnesses: Mapping[str, Harness],
-    data_dir: Path,
-    budget: ReadBudget,
-) -> ListFlipsResponse:
-    from evalrpc.analysis.flips import read_flips
-
-    part, page_size = order
-    return read_flips(part, page_size, jobs, harnesses, data_dir, budget)
-
-
-def _find_trends(
-    order: tuple[TrendOptions, Sequence[Series]],
-    jobs: Sequence[JobInfo],  # noqa: ARG001 - as all work has it
-    harnesses: Mapping[str, Harness],  # noqa: ARG001
-    data_dir: Path,  # noqa: ARG001
-    budget: ReadBudget,
-) -> list[MetricTrend]:
-    from evalrpc.analysis.run_trends import find_trends
-
-    options, series = order
-    return find_trends(options, series, budget)
-
-
-def _work_in_process(
-    work: _Work,
-    order: object,
-    jobs: Sequence[JobInfo],
-    settings: Sequence[HarnessSettings],
-    data_dir: Path,
-    limits: ReadLimits,
-) -> Any:
-    return _work_within(ReadBudget(limits), work, order, jobs, settings, data_dir)
-
-
-def _try_in_process(
-    work: _Work,
-    order: object,
-    jobs: Sequence[JobInfo],
-    settings: Sequence[HarnessSettings],
-    data_dir: Path,
-    limits: ReadLimits,
-) -> Any:
-    budget = ReadBudget(limits)
-    try:
-        return _work_within(budget, work, order, jobs, settings, data_dir)
-    except ReadLimitError:
-        if not budget.is_spent:
-            raise
-        return _Outcome.TAKES_LONG
-
-
-def _work_within(
-    budget: ReadBudget,
-    work: _Work,
-    order: object,
-    jobs: Sequence[JobInfo],
-    settings: Sequence[HarnessSettings],
-    data_dir: Path,
-) -> Any:
-    harnesses = {each.name: build_harness(each) for each in settings}
-    return work(order, jobs, harnesses, data_dir, budget)

@@ -15,11 +15,11 @@ from tempfile import TemporaryFile
 from typing import Final, NamedTuple
 
 from evalrpc.config import HarnessSettings
-from evalrpc.errors import ReadLimitError, SamplesNotFoundError
+from evalrpc.errors import ReadLimitError
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.linked import open_below
 from evalrpc.files.opening import open_in
-from evalrpc.files.read_budget import ReadBudget, ReadLimits
+from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness
 from evalrpc.protobuf import wire_format
 from evalrpc.protobuf.structs import wire_text
@@ -29,15 +29,12 @@ from evalrpc.reading.document_media import DocumentMedia
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.media_types import HEAD_BYTES, media_type
 from evalrpc.reading.processes import ReadingProcesses
-from evalrpc.reading.sample_files import open_samples
-from evalrpc.reading.sample_filters import sample_id
-from evalrpc.reading.sample_references import Reference, find_references
+from evalrpc.reading.sample_references import Reference
+from evalrpc.reading.sample_rows import Sample, SampleSource, find_sample, find_sample_in_process
 from evalrpc.reading.samples import (
     IN_PLACE_LIMITS,
     PROCESS_LIMITS,
     PROCESS_USE,
-    SampleSource,
-    harnesses_in_process,
     sample_place,
     source_of,
 )
@@ -113,20 +110,20 @@ class SampleMediaReader:
         for index, reference in list(enumerate(media))[call.start_index : end]:
             await self._send_medium(_Medium(index, reference), source.folder, send, reserve)
 
-    async def _read_sample(self, source: SampleSource, wanted_id: str, owner: str) -> "_Sample":
+    async def _read_sample(self, source: SampleSource, wanted_id: str, owner: str) -> Sample:
         """Read a sample: in the server itself if it is known where a small one stands, else in a process."""
         if not wanted_id:
             budget = ReadBudget(IN_PLACE_LIMITS)
             with suppress(ReadLimitError):
                 return await read_on(
-                    self._threads.listers, lambda: _find_sample(source, "", self._harnesses, budget), budget.stop
+                    self._threads.listers, lambda: find_sample(source, "", self._harnesses, budget), budget.stop
                 )
         settings = self._harness_settings.get(source.job.request.harness)
         arguments = (source, wanted_id, settings, PROCESS_LIMITS)
-        return await self._processes.call(PROCESS_USE, _find_in_process, *arguments, owner=owner)
+        return await self._processes.call(PROCESS_USE, find_sample_in_process, *arguments, owner=owner)
 
     async def _with_documents(
-        self, job: JobInfo, call: ReadSampleMediaRequest, source: SampleSource, sample: "_Sample"
+        self, job: JobInfo, call: ReadSampleMediaRequest, source: SampleSource, sample: Sample
     ) -> Sequence[Reference]:
         """Return the media of a sample; if it has none that can be sent, those of its document."""
         known = sample.media
@@ -176,11 +173,6 @@ class SampleMediaReader:
         if reference.data is not None:
             return stack.enter_context(_spooled(reference.data, self._places.data_dir))
         return _open_below(folder, self._places.roots, reference.path, stack)
-
-
-class _Sample(NamedTuple):
-    id: str
-    media: Sequence[Reference]
 
 
 class _Opened(NamedTuple):
@@ -247,24 +239,3 @@ def _open_below(folder: Path, roots: Sequence[Path], path: str, stack: ExitStack
 def _open_own(folder: Path, path: Path) -> Iterator[int]:
     with open_in(folder, path) as file:
         yield file.fileno()
-
-
-def _find_sample(source: SampleSource, wanted_id: str, harnesses: Mapping[str, Harness], budget: ReadBudget) -> _Sample:
-    """Return the sample at the offset of a source or, with an id, the first from there on that has it.
-
-    Raises SamplesNotFoundError, and what `open_samples` does.
-    """
-    with open_samples(source.job, source.folder, source.path, harnesses, source.offset, budget) as rows:
-        for row in rows:
-            found_id = sample_id(row.values)
-            if not wanted_id or found_id == wanted_id:
-                return _Sample(found_id, find_references(row.values))
-    what = f"no sample {wanted_id!r}" if wanted_id else "no sample at this place any more"
-    raise SamplesNotFoundError(
-        f"job {source.job.job_id} has {what} in {Path(source.path).name}",
-        metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": source.job.job_id},
-    )
-
-
-def _find_in_process(source: SampleSource, wanted_id: str, settings: HarnessSettings | None, limits: ReadLimits) -> _Sample:
-    return _find_sample(source, wanted_id, harnesses_in_process(settings), ReadBudget(limits))

@@ -4,27 +4,25 @@ What is large is read in a process of its own: a single row may take a minute to
 seconds of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ReadLimitError, SamplesNotFoundError
 from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.harnesses.base import Harness
-from evalrpc.harnesses.registry import build_harness
 from evalrpc.reading import page_tokens
 from evalrpc.reading.attempts import output_dir
 from evalrpc.reading.disk import read_on
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.processes import ReadingProcesses
-from evalrpc.reading.sample_files import open_samples
-from evalrpc.reading.sample_filters import SampleMatcher
-from evalrpc.reading.sample_pages import read_page, samples_file
+from evalrpc.reading.sample_pages import samples_file
+from evalrpc.reading.sample_rows import Page, SampleSource, read_rows, read_rows_in_process
 from evalrpc.scheduling.limited_process import Limits
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
-from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse, SampleFilter
+from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 from evalrpc.watching.feed import Feed
 
 IN_PLACE_LIMITS: Final = ReadLimits(max_bytes=64 * 1024**2, max_seconds=2.0, max_row_bytes=512 * 1024)
@@ -73,7 +71,7 @@ class SampleLister:
         if page is None:
             settings = self._harness_settings.get(source.job.request.harness)
             arguments = (source, page_size, matching, settings, PROCESS_LIMITS)
-            page = await self._processes.call(PROCESS_USE, _read_page_in_process, *arguments, owner=owner)
+            page = await self._processes.call(PROCESS_USE, read_rows_in_process, *arguments, owner=owner)
         named = sample_place(job_id, call.model, call.task)
         answer = ListSamplesResponse(
             sample_tokens=[page_tokens.encode(offset, named) for offset in page.offsets],
@@ -81,22 +79,13 @@ class SampleLister:
         )
         return page.serialized + answer.SerializeToString()
 
-    async def _read_in_place(self, source: "SampleSource", page_size: int) -> "_Page | None":
+    async def _read_in_place(self, source: SampleSource, page_size: int) -> Page | None:
         """Read a page in the server itself; None where the first row alone takes too long for that."""
         budget = ReadBudget(IN_PLACE_LIMITS)
         try:
-            return await read_on(self._listers, lambda: _read_page(source, page_size, self._harnesses, budget), budget.stop)
+            return await read_on(self._listers, lambda: read_rows(source, page_size, self._harnesses, budget), budget.stop)
         except ReadLimitError:
             return None
-
-
-class SampleSource(NamedTuple):
-    """Where samples are read from. The job has what is needed of it only."""
-
-    job: JobInfo
-    folder: Path
-    path: str
-    offset: int
 
 
 def sample_place(job_id: str, model: str, task: str) -> ListSamplesRequest:
@@ -113,34 +102,3 @@ async def source_of(
         raise SamplesNotFoundError(f"job {job.job_id} has not run yet, so it has no samples")
     path = await read_on(listers, lambda: samples_file(job, results.heads(job), model, task))
     return SampleSource(JobInfo(job_id=job.job_id, request=EvaluateRequest(harness=job.request.harness)), folder, path, offset)
-
-
-class _Page(NamedTuple):
-    """A page, the offset of the next, None at the end, and the offsets of its rows."""
-
-    serialized: bytes
-    """A ListSamplesResponse, without tokens."""
-    next_offset: int | None
-    offsets: Sequence[int]
-
-
-def _read_page(
-    source: SampleSource, page_size: int, harnesses: Mapping[str, Harness], budget: ReadBudget, matching: bytes = b""
-) -> _Page:
-    """Read a page of the rows that a serialised filter takes."""
-    matches = SampleMatcher(SampleFilter.FromString(matching)).matches
-    with open_samples(source.job, source.folder, source.path, harnesses, source.offset, budget) as rows:
-        page = read_page(rows, page_size, matches) if matching else read_page(rows, page_size)
-    answer = ListSamplesResponse(samples=page.rows, truncated_fields=page.truncated_fields)
-    return _Page(answer.SerializeToString(), page.next_offset, page.offsets)
-
-
-def _read_page_in_process(
-    source: SampleSource, page_size: int, matching: bytes, settings: HarnessSettings | None, limits: ReadLimits
-) -> _Page:
-    return _read_page(source, page_size, harnesses_in_process(settings), ReadBudget(limits), matching)
-
-
-def harnesses_in_process(settings: HarnessSettings | None) -> Mapping[str, Harness]:
-    """Return the harness that reads a format of its own, in a process that has none yet."""
-    return {settings.name: build_harness(settings)} if settings is not None else {}
