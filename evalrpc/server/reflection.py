@@ -4,7 +4,8 @@ Answers come from the descriptors that are shipped beside the stubs: those of th
 v1 and v1alpha of the protocol have the same messages on the wire, so one implementation serves both.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib import resources
 from typing import Any, Final
 
@@ -98,17 +99,18 @@ class Reflection:
         response.file_descriptor_response.file_descriptor_proto.extend(found)
 
 
-def _shipped_files() -> Iterator[FileDescriptorProto]:
-    """Yield the schema and the well-known types that it uses, with comments; none comes before what it imports."""
+@cache
+def _shipped_files() -> Sequence[FileDescriptorProto]:
+    """Return the schema and the well-known types that it uses, with comments; none comes before what it imports."""
     data = resources.files("evalrpc.v1").joinpath("descriptors.binpb").read_bytes()
-    yield from FileDescriptorSet.FromString(data).file
+    return FileDescriptorSet.FromString(data).file
 
 
-def _reflection_files() -> Iterator[FileDescriptorProto]:
-    """Yield the schema of both versions of the protocol; the package that has the messages brings only v1alpha."""
+@cache
+def _reflection_files() -> Sequence[FileDescriptorProto]:
+    """Return the schema of both versions of the protocol; the package that has the messages brings only v1alpha."""
     alpha = _proto(pb.DESCRIPTOR)
-    yield alpha
-    yield json_format.Parse(json_format.MessageToJson(alpha).replace("v1alpha", "v1"), FileDescriptorProto())
+    return alpha, json_format.Parse(json_format.MessageToJson(alpha).replace("v1alpha", "v1"), FileDescriptorProto())
 
 
 def _proto(file: FileDescriptor) -> FileDescriptorProto:

@@ -266,7 +266,7 @@ MIGRATIONS: Final = (
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the database to this version, each step in a transaction of its own.
+    """Bring the database to this version, in one transaction: a new one is soon there.
 
     Raises ConfigurationError for a database of a newer version.
     """
@@ -276,5 +276,6 @@ def migrate(connection: sqlite3.Connection) -> None:
             f"setting data_dir: its database has version {version}, and this evalrpc knows up to {len(MIGRATIONS)}; "
             "run the newer evalrpc, or take another folder"
         )
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+    if version < len(MIGRATIONS):
+        steps = "".join(MIGRATIONS[version:])
+        connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {len(MIGRATIONS)}; COMMIT;")
