@@ -693,7 +693,7 @@ def start_steps(runs: Runs, *steps: tuple[str, ...]) -> LocalRun:
 
 
 def program(text: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", text)
+    return (sys.executable, "-S", "-c", text)
 
 
 SLEEPS = program("import time; print('ready', flush=True); time.sleep(1000)")

@@ -59,7 +59,7 @@ def identity(pid: int) -> str:
 
 @contextmanager
 def pretender(*claim: str) -> Iterator[int]:
-    with subprocess.Popen((sys.executable, "-c", PRETENDS, *claim), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen((sys.executable, "-S", "-c", PRETENDS, *claim), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("pretends")
         yield process.pid

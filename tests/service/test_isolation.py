@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from accounts import FIRST_UID, PYTHON, UIDS, needs_accounts
 from processes_of_tests import is_alive, read_pid
-from serving import CANCELLED, COMPLETED, FAILED, RUNNING, TERMINAL, Launch, ServerHere, Site
+from serving import CANCELLED, COMPLETED, FAILED, RUNNING, TERMINAL, Launch, ServerHere, Site, copy_toy
+from serving import PROGRAM as TOY
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
@@ -52,9 +53,7 @@ def site() -> Iterator[Site]:
     program = shutil.copy(HOSTILE, folder / "hostile.py")
     hostile = [PYTHON, "-S", str(program), str(folder / "targets.json"), "{output_dir}", "{model}"]
     site.config.write_text(f'{toy}[harnesses.hostile]\nkind = "command"\ncommand = {json.dumps(hostile)}\n')
-    shutil.copy(Path(__file__).parents[1] / "support" / "harness_program.py", folder / "toy.py")
-    text = site.config.read_text().replace(str(HOSTILE.with_name("harness_program.py")), str(folder / "toy.py"))
-    site.config.write_text(text)
+    site.config.write_text(site.config.read_text().replace(str(TOY), str(copy_toy(folder))))
     for path in (site.toy_dir, site.toy_dir / "release"):
         path.chmod(0o777)
     site.set_up(run_as_uids=UIDS)

@@ -11,7 +11,20 @@ from pathlib import Path
 
 import pytest
 from accounts import FIRST_UID, PYTHON, UIDS, needs_accounts
-from serving import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, TERMINAL, Api, ServerHere, Site, nothing_left_of
+from serving import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    PROGRAM,
+    QUEUED,
+    RUNNING,
+    TERMINAL,
+    Api,
+    ServerHere,
+    Site,
+    copy_toy,
+    nothing_left_of,
+)
 from slurm_cluster import GPU_COUNT, SlurmCluster, needs_slurm
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
@@ -22,7 +35,6 @@ from evalrpc.v1 import jobs_pb2 as pb
 
 pytestmark = needs_slurm
 
-PROGRAM = Path(__file__).parents[1] / "support" / "harness_program.py"
 TABLES = f"""
 [executors.cluster]
 kind = "slurm"
@@ -48,7 +60,7 @@ def site(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterat
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o711)
     site = Site(folder)
-    program = str(shutil.copy(PROGRAM, folder / "toy.py"))
+    program = str(copy_toy(folder))
     toy = site.config.read_text().replace(json.dumps(sys.executable), json.dumps(PYTHON)).replace(str(PROGRAM), program)
     site.config.write_text(f"{toy}{TABLES}")
     for path in (site.toy_dir, site.toy_dir / "release"):

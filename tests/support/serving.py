@@ -1,6 +1,7 @@
 """Real servers, in this process or in their own, and shorthands for calling them."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,15 @@ UPDATED, DELETED = pb.JOB_EVENT_TYPE_UPDATED, pb.JOB_EVENT_TYPE_DELETED
 
 NOWHERE = "0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c"
 PROGRAM = Path(__file__).with_name("harness_program.py")
+
+
+def copy_toy(folder: Path) -> Path:
+    """Copy the toy harness to a folder that every account can list, as imports do, and return its program."""
+    copies = folder / "program"
+    copies.mkdir()
+    copies.chmod(0o755)
+    shutil.copy(PROGRAM.with_name("toy_harness.py"), copies)
+    return Path(shutil.copy(PROGRAM, copies))
 
 
 class Site:

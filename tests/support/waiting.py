@@ -18,5 +18,5 @@ def eventually(condition: Callable[[], _T], what: str = "") -> _T:
         if time.monotonic() >= deadline:
             raise AssertionError(f"waited {DEADLINE_SECONDS:g} s in vain {what}")
         time.sleep(pause_seconds)
-        pause_seconds = min(1.1 * pause_seconds, 0.05)  # a condition may be a call, and take from what it waits for
+        pause_seconds = min(1.3 * pause_seconds, 0.05)  # a condition may be a call, and take from what it waits for
     return value
