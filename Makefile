@@ -57,8 +57,8 @@ MORE_PARTS = EVALRPC_TEST_LM_EVAL_PYTHON=$(CURDIR)/$(LM_EVAL)/bin/python \
 	EVALRPC_TEST_INSPECT_PYTHON=$(CURDIR)/$(INSPECT)/bin/python \
 	$(addprefix EVALRPC_TEST_EXPORTERS_PYTHON=,$(wildcard $(CURDIR)/$(EXPORTERS)/bin/python))
 
-test: setup envs $(TINY_LLAVA) ## Run the tests that are not slow, with the real lmms-eval
-	$(LMMS_PARTS) $(SERVER)/bin/python $(PYTEST) -m "not slow" $(ARGS)
+test: setup envs $(TINY_LLAVA) ## Run some tests of every part, with the real lmms-eval
+	$(LMMS_PARTS) $(SERVER)/bin/python $(PYTEST) -m "not slow and not exhaustive" $(ARGS)
 
 test-all: setup envs envs-more $(TINY_LLAVA) ## Run all tests, with every harness and the clients in other languages
 	$(LMMS_PARTS) $(MORE_PARTS) $(SERVER)/bin/python $(PYTEST) $(ARGS)
@@ -67,8 +67,8 @@ test-engines: setup $(LM_EVAL_READY) $(VLLM_READY) ## Run the tests with vLLM, f
 	$(MORE_PARTS) EVALRPC_TEST_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(SERVER)/bin/python -m pytest \
 		tests/acceptance/test_real_vllm.py $(ARGS)
 
-test-fast: setup ## Run the tests that are not slow, without lmms-eval
-	$(SERVER)/bin/python $(PYTEST) -m "not slow" $(ARGS)
+test-fast: setup ## Run the same tests, without lmms-eval
+	$(SERVER)/bin/python $(PYTEST) -m "not slow and not exhaustive" $(ARGS)
 
 # The number of kills, of kills where jobs ask served models, of faults on a cluster and of several servers, hostile combinations,
 # fuzzed messages and forged tokens in the campaigns, and the seed of their random choices.

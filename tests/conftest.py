@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from order_of_tests import dealt
+from selection import mark_exhaustive
 
-_FEW_EXAMPLES = 25
+_FEW_EXAMPLES = 10
 """Of each property that Hypothesis checks, in `make test`. All tests have Hypothesis' own 100."""
 
 _MANY_MODULES = 50
@@ -29,21 +30,23 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)) + 1, 4)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let each process begin with its share of the slow tests."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Mark what `make test` leaves out, and let each process begin with its share of the slow tests."""
+    mark_exhaustive(items)
+    yield
     items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let Ctrl-C reach what a test starts: a shell that runs the tests in the background has them ignore it. Without the slow
-    tests, properties are checked with fewer examples."""
+    """Let Ctrl-C reach what a test starts: a shell that runs the tests in the background has them ignore it. Unless all tests
+    run, properties are checked with fewer examples."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    not_slow = config.option.markexpr == "not slow"
+    not_all = config.option.markexpr == "not slow and not exhaustive"
     settings.register_profile(
         "ours",
         deadline=None,  # no test fails since the machine is busy
-        max_examples=_FEW_EXAMPLES if not_slow else settings.default.max_examples,
+        max_examples=_FEW_EXAMPLES if not_all else settings.default.max_examples,
         suppress_health_check=[HealthCheck.too_slow],  # so it is on a busy machine
     )
     settings.load_profile("ours")

@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
 
 from evalrpc.analysis.clusters import clustered_t, cr2_variance, degrees_of_freedom, intra_cluster_correlation
 from evalrpc.analysis.sample_fields import ClusterField
@@ -77,7 +77,7 @@ def test_clusters_of_one_size_have_their_number_minus_one(size: int, count: int,
 def test_of_clusters_of_one_size_it_is_the_t_test_of_their_means(size: int, count: int, seed: int, alpha: float) -> None:
     differences, clusters = clustered([size] * count, seed)
     found = clustered_t(differences, clusters, alpha, is_binary=False).difference
-    reference = stats.ttest_1samp(differences.reshape(count, size).mean(axis=1), 0)
+    reference = scipy.stats.ttest_1samp(differences.reshape(count, size).mean(axis=1), 0)
     interval = reference.confidence_interval(1 - alpha)
     assert found.p_value == pytest.approx(reference.pvalue, rel=EXACT)
     assert (found.lower, found.upper) == pytest.approx((interval.low, interval.high), rel=EXACT)
@@ -102,7 +102,7 @@ def test_the_design_effect_is_the_ratio_of_both_variances(sizes: list[int], seed
     found = clustered_t(differences, clusters, 0.05, is_binary=False)
     alone = clustered_t(differences, np.arange(len(differences)), 0.05, is_binary=False)
     assert found.design_effect == pytest.approx((found.difference.standard_error / alone.difference.standard_error) ** 2)
-    assert alone.difference.p_value == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, rel=EXACT)
+    assert alone.difference.p_value == pytest.approx(scipy.stats.ttest_1samp(differences, 0).pvalue, rel=EXACT)
     assert alone.design_effect == pytest.approx(1)
 
 

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import scipy
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from evalrpc.analysis.distributions import (
     beta_above,
@@ -29,24 +29,24 @@ FREEDOMS = st.floats(0.5, 1e6) | st.just(math.inf)
 @given(PROBABILITIES, VALUES, FREEDOMS)
 def test_quantiles_and_tails_are_those_of_scipy(probability: float, value: float, freedom: float) -> None:
     close = {"rel": 1e-9, "abs": 1e-12}
-    assert normal_quantile(probability) == pytest.approx(stats.norm.ppf(probability), **close)
-    assert normal_tail(value) == pytest.approx(stats.norm.sf(value), **close)
-    assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), **close)
-    assert t_tail(value, freedom) == pytest.approx(stats.t.sf(value, freedom), **close)
+    assert normal_quantile(probability) == pytest.approx(scipy.stats.norm.ppf(probability), **close)
+    assert normal_tail(value) == pytest.approx(scipy.stats.norm.sf(value), **close)
+    assert t_quantile(probability, freedom) == pytest.approx(scipy.stats.t.ppf(probability, freedom), **close)
+    assert t_tail(value, freedom) == pytest.approx(scipy.stats.t.sf(value, freedom), **close)
 
 
 @given(st.floats(0.001, 0.999), st.integers(1, 2000), st.integers(1, 2000))
 def test_the_beta_distribution_is_that_of_scipy(part: float, a: int, b: int) -> None:
-    assert beta_quantile(part, a, b) == pytest.approx(stats.beta.ppf(part, a, b), rel=1e-9)
-    assert beta_upper_quantile(part, a, b) == pytest.approx(stats.beta.isf(part, a, b), rel=1e-9)
-    assert beta_below(part, a, b) == pytest.approx(stats.beta.cdf(part, a, b), rel=1e-9, abs=1e-250)
-    assert beta_above(part, a, b) == pytest.approx(stats.beta.sf(part, a, b), rel=1e-9, abs=1e-250)
+    assert beta_quantile(part, a, b) == pytest.approx(scipy.stats.beta.ppf(part, a, b), rel=1e-9)
+    assert beta_upper_quantile(part, a, b) == pytest.approx(scipy.stats.beta.isf(part, a, b), rel=1e-9)
+    assert beta_below(part, a, b) == pytest.approx(scipy.stats.beta.cdf(part, a, b), rel=1e-9, abs=1e-250)
+    assert beta_above(part, a, b) == pytest.approx(scipy.stats.beta.sf(part, a, b), rel=1e-9, abs=1e-250)
 
 
 @given(st.data(), st.integers(1, 5000))
 def test_the_sign_test_is_the_binomial_test_of_scipy(data: st.DataObject, total: int) -> None:
     count = data.draw(st.integers(0, total))
-    assert sign_test(count, total) == pytest.approx(stats.binomtest(count, total).pvalue, rel=1e-8, abs=1e-100)
+    assert sign_test(count, total) == pytest.approx(scipy.stats.binomtest(count, total).pvalue, rel=1e-8, abs=1e-100)
 
 
 def test_of_no_coins_nothing_is_rare() -> None:

@@ -3,9 +3,9 @@
 import math
 
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from evalrpc.analysis.power import (
     Design,
@@ -51,8 +51,10 @@ def test_so_many_pairs_can_see_what_they_are_meant_for(ratio: float, share: floa
 
 
 def test_what_a_mean_can_see_is_the_sum_of_two_quantiles_of_its_standard_error() -> None:
-    assert detectable_mean(0.01, math.inf, USUAL) == pytest.approx(0.01 * (stats.norm.isf(0.025) + stats.norm.ppf(0.8)))
-    assert detectable_mean(0.01, 9, USUAL) == pytest.approx(0.01 * (stats.t.isf(0.025, 9) + stats.t.ppf(0.8, 9)))
+    assert detectable_mean(0.01, math.inf, USUAL) == pytest.approx(
+        0.01 * (scipy.stats.norm.isf(0.025) + scipy.stats.norm.ppf(0.8))
+    )
+    assert detectable_mean(0.01, 9, USUAL) == pytest.approx(0.01 * (scipy.stats.t.isf(0.025, 9) + scipy.stats.t.ppf(0.8, 9)))
 
 
 @given(repeats=st.integers(1, 50), documents=st.floats(0, 1), answers=st.floats(0.01, 1))
@@ -71,8 +73,8 @@ def test_mcnemar_sees_what_it_says_about_as_often_as_it_says() -> None:
     gain = (1 + difference / ratio) / 2
     power = 0.0
     for differing in range(110, 290):
-        limit = stats.binom.ppf(0.025, differing, 0.5)
-        limit -= stats.binom.cdf(limit, differing, 0.5) > 0.025
-        hit = stats.binom.cdf(limit, differing, gain) + stats.binom.sf(differing - limit - 1, differing, gain)
-        power += stats.binom.pmf(differing, pairs, ratio) * hit
+        limit = scipy.stats.binom.ppf(0.025, differing, 0.5)
+        limit -= scipy.stats.binom.cdf(limit, differing, 0.5) > 0.025
+        hit = scipy.stats.binom.cdf(limit, differing, gain) + scipy.stats.binom.sf(differing - limit - 1, differing, gain)
+        power += scipy.stats.binom.pmf(differing, pairs, ratio) * hit
     assert 0.76 < power < 0.81

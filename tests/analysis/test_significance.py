@@ -6,11 +6,11 @@ from math import comb
 
 import numpy as np
 import pytest
+import scipy
 from example_count import example_count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
 
 from evalrpc.analysis.significance import MAX_RESAMPLED, MIN_SAMPLES, holm, mcnemar, paired_bootstrap, unpaired_z
 
@@ -84,7 +84,7 @@ def test_the_bootstrap_agrees_with_the_paired_t_test_on_well_behaved_data(count:
     dice = np.random.default_rng(count)
     baseline = dice.normal(size=count)
     candidate = baseline + dice.normal(0.05, 1.0, size=count)
-    reference = stats.ttest_rel(candidate, baseline)
+    reference = scipy.stats.ttest_rel(candidate, baseline)
     interval = reference.confidence_interval(0.95)
     found = paired_bootstrap(candidate - baseline, 0.05)
     width = interval.high - interval.low
@@ -95,7 +95,9 @@ def test_the_bootstrap_agrees_with_the_paired_t_test_on_well_behaved_data(count:
 
 def test_the_bootstrap_agrees_with_that_of_scipy_on_skewed_data() -> None:
     differences = skewed(400)
-    reference = stats.bootstrap((differences,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(7))
+    reference = scipy.stats.bootstrap(
+        (differences,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(7)
+    )
     found = paired_bootstrap(differences, 0.05)
     width = reference.confidence_interval.high - reference.confidence_interval.low
     assert found.lower == pytest.approx(reference.confidence_interval.low, abs=0.03 * width)
@@ -143,9 +145,9 @@ def test_differences_that_do_not_vary_have_an_interval_without_width() -> None:
 @given(difference=st.floats(-5, 5), stderr=st.floats(0.01, 5), alpha=ALPHAS)
 def test_the_z_test_is_that_of_a_normal_difference(difference: float, stderr: float, alpha: float) -> None:
     found = unpaired_z(difference, stderr, alpha)
-    reference = stats.norm.interval(1 - alpha, loc=difference, scale=stderr)
+    reference = scipy.stats.norm.interval(1 - alpha, loc=difference, scale=stderr)
     assert (found.lower, found.upper) == pytest.approx(reference)
-    assert found.p_value == pytest.approx(2 * stats.norm.cdf(-abs(difference) / stderr))
+    assert found.p_value == pytest.approx(2 * scipy.stats.norm.cdf(-abs(difference) / stderr))
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from evalrpc.analysis import decisions
 from evalrpc.analysis.decisions import CONSEQUENCES, GRAVITY, decide
@@ -240,8 +239,8 @@ def test_a_selector_that_takes_nothing_is_a_finding() -> None:
 def test_each_number_has_its_n_its_method_and_its_interval() -> None:
     finding = found(of(compared(-0.005, 0.005, **WITH_ERROR), threshold=0.6))
     assert finding.value_method == TEST_METHOD_ONE_SAMPLE_Z
-    assert (finding.value_lower, finding.value_upper) == pytest.approx(stats.norm.interval(0.95, 0.7, 0.01))
-    assert finding.threshold_p_value == pytest.approx(2 * stats.norm.sf(10))
+    assert (finding.value_lower, finding.value_upper) == pytest.approx(scipy.stats.norm.interval(0.95, 0.7, 0.01))
+    assert finding.threshold_p_value == pytest.approx(2 * scipy.stats.norm.sf(10))
     assert (finding.metric.candidate_sample_count, finding.metric.method) == (400, TEST_METHOD_MCNEMAR)
     assert (finding.metric.verdict, finding.metric.tolerance) == (VERDICT_SAME, 0.01)
     assert (finding.tier, finding.required, finding.job_id, finding.baseline_job_id) == (1, True, "job", "baseline-job")
@@ -267,11 +266,12 @@ def test_p_values_are_corrected_within_each_tier_as_statsmodels_does(
     tests: list[tuple[float, int, bool]], alpha: float
 ) -> None:
     """Of each triple: the p-value, the tier, and whether it is of a threshold."""
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
     evidence = []
     for number, (p_value, tier, is_threshold) in enumerate(tests):
         name = str(number)
         if is_threshold:
-            distance = stats.norm.isf(p_value / 2) * 0.01
+            distance = scipy.stats.norm.isf(p_value / 2) * 0.01
             metric = alone(0.7, **WITH_ERROR)
             evidence.append(of(metric, name=name, tier=tier, threshold=0.7 + distance))
         else:
@@ -279,7 +279,7 @@ def test_p_values_are_corrected_within_each_tier_as_statsmodels_does(
     findings = {finding.entry: finding for finding in decided(*evidence, alpha=alpha).findings}
     for tier in {tier for _, tier, _ in tests}:
         of_tier = [(str(n), p, t) for n, (p, in_tier, t) in enumerate(tests) if in_tier == tier]
-        _, expected, *_ = multipletests([p for _, p, _ in of_tier], alpha=alpha, method="holm")
+        _, expected, *_ = multitest.multipletests([p for _, p, _ in of_tier], alpha=alpha, method="holm")
         for (name, _, is_threshold), adjusted in zip(of_tier, expected, strict=True):
             finding = findings[name]
             of_finding = finding.threshold_adjusted_p_value if is_threshold else finding.metric.adjusted_p_value

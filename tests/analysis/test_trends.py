@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from evalrpc.analysis.trends import MIN_ALARM_POINTS, Point, look, share_of_look, trend, watch
 
@@ -56,7 +56,7 @@ def test_points_of_one_step_have_no_slope() -> None:
 def test_a_look_is_the_smallest_of_students_p_values_times_their_number() -> None:
     values = np.array(noisy(0.6, 10))
     expected = [
-        stats.ttest_ind(values[-after:], values[-after - before : -after], alternative="less").pvalue
+        scipy.stats.ttest_ind(values[-after:], values[-after - before : -after], alternative="less").pvalue
         for after, before in ((2, 4), (2, 8), (4, 4))
     ]
     assert look(values, 0.0, 0.0).p_value == pytest.approx(min(1, 3 * min(expected)), rel=1e-9)

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
 
 from evalrpc.analysis.evidence import Value, ValueTest
 from evalrpc.analysis.sample_values import SampleValues
@@ -45,11 +45,11 @@ def test_a_share_has_the_exact_interval_and_p_value_of_scipy_and_statsmodels(
 ) -> None:
     hits = round(share * count)
     found = clopper_pearson(hits, count, threshold, alpha)
-    reference = stats.binomtest(hits, count, threshold).proportion_ci(1 - alpha, "exact")
+    reference = scipy.stats.binomtest(hits, count, threshold).proportion_ci(1 - alpha, "exact")
     assert (found.lower, found.upper) == pytest.approx((reference.low, reference.high), rel=1e-9, abs=1e-12)
     proportion = pytest.importorskip("statsmodels.stats.proportion")
     assert (found.lower, found.upper) == pytest.approx(proportion.proportion_confint(hits, count, alpha, "beta"), rel=1e-9)
-    tails = (stats.binomtest(hits, count, threshold, alternative=side).pvalue for side in ("less", "greater"))
+    tails = (scipy.stats.binomtest(hits, count, threshold, alternative=side).pvalue for side in ("less", "greater"))
     assert found.p_value == pytest.approx(min(1, 2 * min(tails)), rel=1e-9, abs=1e-12)
 
 
@@ -96,7 +96,7 @@ def test_the_interval_of_a_clustered_share_covers_the_truth_as_often_as_it_says(
 def test_other_numbers_have_the_t_test_of_scipy() -> None:
     values = np.random.default_rng(7).normal(0.6, 0.2, 30)
     found = outcome(values)
-    reference = stats.ttest_1samp(values, 0.5)
+    reference = scipy.stats.ttest_1samp(values, 0.5)
     bounds = reference.confidence_interval(0.95)
     assert found.method == TEST_METHOD_ONE_SAMPLE_T
     assert found.found == pytest.approx((bounds.low, bounds.high, reference.pvalue), rel=1e-9)
@@ -105,7 +105,7 @@ def test_other_numbers_have_the_t_test_of_scipy() -> None:
 def test_other_numbers_in_clusters_of_one_size_have_the_t_test_of_the_clusters() -> None:
     values = np.random.default_rng(8).normal(0.6, 0.2, 60)
     found = outcome(values, clusters=np.repeat(np.arange(1, 13), 5))
-    reference = stats.ttest_1samp(values.reshape(12, 5).mean(axis=1), 0.5)
+    reference = scipy.stats.ttest_1samp(values.reshape(12, 5).mean(axis=1), 0.5)
     assert (found.method, found.cluster_count) == (TEST_METHOD_CLUSTERED_T, 12)
     assert found.found is not None
     assert found.found.p_value == pytest.approx(reference.pvalue, rel=1e-9)
