@@ -85,7 +85,7 @@ def trend(points: Sequence[Point], alpha: float) -> Trend | None:
     """
     steps = np.array([point.step for point in points])
     values = np.array([point.value for point in points])
-    if len(points) < MIN_TREND_POINTS or np.ptp(steps) == 0:
+    if len(points) < MIN_TREND_POINTS or steps.min() == steps.max():
         return None
     from scipy.stats import theilslopes  # which takes longer to import than all else
 

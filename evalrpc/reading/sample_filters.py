@@ -83,6 +83,6 @@ def _any_filter(tables: Iterable[Row], prefix: str) -> float | None:
 
 
 def _value(value: object) -> float | None:
-    """Return a number; None for what is none, and for NaN."""
-    found = number(value) if isinstance(value, str) else value
-    return float(found) if isinstance(found, int | float) and found == found else None
+    """Return a number; None for what is none, for NaN, and for an integer that no number with a point can hold."""
+    found = float(value) if isinstance(value, bool) else number(value)
+    return found if found is not None and found == found else None

@@ -53,6 +53,10 @@ def test_points_of_one_step_have_no_slope() -> None:
     assert trend([Point(5, value, 9) for value in noisy(0.5, 8)], ALPHA) is None
 
 
+def test_steps_as_far_apart_as_numbers_are_have_no_slope_and_make_no_noise() -> None:
+    assert trend([Point(step, step, 0) for step in (1.7e308, -1.7e308, 0, 1, 2)], ALPHA) is None, "and no warning in the log"
+
+
 def test_a_look_is_the_smallest_of_students_p_values_times_their_number() -> None:
     values = np.array(noisy(0.6, 10))
     expected = [

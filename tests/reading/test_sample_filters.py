@@ -46,6 +46,8 @@ def test_taken(row: Mapping[str, object], fields: Mapping[str, Any]) -> None:
         (LM_EVAL, {"metric": "acc"}),
         (LM_EVAL, {"metric": "exact_match", "max_value": 0}),
         (PLAIN, {"metric": "bad"}),
+        ({"acc": 10**400, "f1": -(10**400), "text": "9" * 400}, {"metric": "acc"}),
+        ({"f1,none": -(10**400)}, {"metric": "f1"}),
         (PLAIN, {"sample_ids": ["1"]}),
         (INSPECT, {"metric": "accuracy", "text": "no such text"}),
     ],
