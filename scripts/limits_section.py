@@ -6,7 +6,7 @@ from evalrpc.analysis import comparer, decisions, flips, history, run_series, sa
 from evalrpc.files import fingerprints
 from evalrpc.files.opening import MAX_NAME_BYTES as MAX_FILE_NAME_BYTES
 from evalrpc.harnesses import sample_answers
-from evalrpc.harnesses.inspect_ai import json_stream
+from evalrpc.harnesses.inspect_ai import json_stream, task_arguments
 from evalrpc.jobs import filters, label_selectors, size_limits, transitions
 from evalrpc.protobuf import structs
 from evalrpc.reading import artifacts, document_media, metrics, sample_files, sample_pages, sample_references, samples
@@ -89,9 +89,14 @@ def requests() -> Iterator[tuple[str, str, str]]:
             ("number of `tasks`", f"{validation.MAX_TASKS:,}", "`tasks`"),
             ("all names of `tasks` together", size(size_limits.MAX_TASK_NAMES_BYTES), "`tasks`"),
             ("name of a task, value of a label, names in a selector", characters(validation.MAX_NAME_LENGTH), "its own"),
-            ("`model_args`, and `gen_kwargs`", size(size_limits.MAX_ARGS_BYTES), "`model_args` or `gen_kwargs`"),
-            ("values in both together", f"{validation.MAX_ARG_VALUES:,}", "`model_args` or `gen_kwargs`"),
-            ("depth of either", f"{validation.MAX_NESTING}", "`model_args` or `gen_kwargs`"),
+            (
+                "`model_args`, `gen_kwargs`, and `task_args`",
+                size(size_limits.MAX_ARGS_BYTES),
+                "`model_args`, `gen_kwargs` or `task_args`",
+            ),
+            ("values in all of these together", f"{validation.MAX_ARG_VALUES:,}", "`model_args`, `gen_kwargs` or `task_args`"),
+            ("depth of any of these", f"{validation.MAX_NESTING}", "`model_args`, `gen_kwargs` or `task_args`"),
+            ("`epochs` in `task_args`, of inspect-ai", f"1 to {task_arguments.MAX_EPOCHS:,}", "`task_args.epochs`"),
             ("`output_dir`", f"{validation.MAX_OUTPUT_DIR_BYTES:,} bytes", "`output_dir`"),
             ("number of `labels`", f"{validation.MAX_LABELS}", "`labels`"),
             ("key of a label", characters(label_selectors.MAX_KEY_LENGTH), "`labels`"),

@@ -155,10 +155,10 @@ def _without(call: ListFlipsRequest, *fields: str) -> ListFlipsRequest:
 
 
 def _needed_of(job: JobInfo) -> JobInfo:
-    """Return a job without its arguments, which may be large, and of which a comparison needs nothing."""
+    """Return a job without what is large in its request and of which a comparison needs nothing."""
     needed = JobInfo()
     needed.CopyFrom(job)
-    harness = job.request.harness
     needed.request.Clear()
-    needed.request.harness = harness
+    needed.request.harness = job.request.harness
+    needed.request.task_args.CopyFrom(job.request.task_args)
     return needed

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final
 
+from google.protobuf.struct_pb2 import Struct, Value
+
 from evalrpc.errors import FieldViolation, InvalidRequestError, MetricNotFoundError, NoResultsError
 from evalrpc.files.read_budget import ReadBudget
 from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking, selector_text, selector_words
@@ -16,7 +18,9 @@ from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
 from evalrpc.v1.results_pb2 import Metric, MetricSelector, ModelResult, TaskResult
 
 MAX_NAMED: Final = 5
-"""How many metrics an error names."""
+"""How many metrics an error names, and how many arguments a difference."""
+
+_MAX_NAME: Final = 64  # characters of an argument's name
 
 _Key = tuple[str, str, str]  # task, metric, filter
 
@@ -96,6 +100,7 @@ def line_up(baseline: JobInfo, candidate: JobInfo, results: JobResults, budget: 
     theirs = ((models.key(each.model), metric_key(each.metric), 1, each.metric) for each in results.metrics(candidate, budget))
     merged = heapq.merge(ours, theirs, key=lambda each: each[:3])
     our_heads, their_heads = results.heads(baseline), results.heads(candidate)
+    other_arguments = list(_argument_differences(baseline.request.task_args, candidate.request.task_args))
     for model, of_model in groupby(merged, key=lambda each: each[0]):
         our_model, their_model = models.names(model)
         differences = _definition_differences(our_heads.get(our_model), their_heads.get(their_model))
@@ -103,7 +108,7 @@ def line_up(baseline: JobInfo, candidate: JobInfo, results: JobResults, budget: 
             sides = {side: metric for _, _, side, metric in same}
             lined_up = _lined_up(key, sides.get(0), sides.get(1))
             lined_up.baseline_model, lined_up.candidate_model = our_model, their_model
-            lined_up.definition_differences.extend(differences.get(lined_up.task, ()))
+            lined_up.definition_differences.extend((*differences.get(lined_up.task, ()), *other_arguments))
             yield lined_up
 
 
@@ -169,6 +174,19 @@ def _differences(ours: TaskResult, theirs: TaskResult) -> Iterator[str]:
         yield f"{sizes[0]} and {sizes[1]} documents in the dataset"
     if ours.config_hash and theirs.config_hash and ours.config_hash != theirs.config_hash:
         yield "another configuration (config_hash)"
+
+
+def _argument_differences(ours: Struct, theirs: Struct) -> Iterator[str]:
+    """Yield which arguments of the tasks differ, if any do: the first by name, since there may be very many."""
+    names = sorted(name for name in {*ours.fields, *theirs.fields} if _argument(ours, name) != _argument(theirs, name))
+    if names:
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        yield f"other task_args: {', '.join(name[:_MAX_NAME] for name in names[:MAX_NAMED])}{more}"
+
+
+def _argument(arguments: Struct, name: str) -> Value | None:
+    """Return the value of an argument, without adding it to those that there are."""
+    return arguments.fields.get(name)
 
 
 def _number_of(version: str) -> str:

@@ -58,8 +58,8 @@ def _set_alarm(answer: MetricTrend, seen: Watch, values: Sequence[Value], sign: 
             FallAlarm(
                 job_id=raised_by.job_id,
                 step=raised_by.step,
-                before=sign * fall.before,
-                after=sign * fall.after,
+                before=sign * fall.before + 0.0,  # no negative zero
+                after=sign * fall.after + 0.0,
                 after_count=fall.after_count,
             )
         )

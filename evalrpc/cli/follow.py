@@ -51,7 +51,7 @@ from evalrpc.v1.suites_pb2 import SuiteRun
 _NOT_OF_CHECKPOINTS: Final = ("request_id", "supersede_key", "validate_only")
 """Flags of `evalrpc submit` that make no sense for many checkpoints."""
 _SHARED: Final = {
-    *(*REQUEST_FIELDS, *ENGINE_FLAGS, "tasks", "model_args", "gen_kwargs", "secrets"),
+    *(*REQUEST_FIELDS, *ENGINE_FLAGS, "tasks", "model_args", "gen_kwargs", "task_args", "secrets"),
     *(*SUBMISSION_FIELDS, "labels", "timeout"),
 }.difference(_NOT_OF_CHECKPOINTS)
 """The others that say what is submitted, and how."""

@@ -1,7 +1,9 @@
 """The types of flag values, and the flags that filter jobs."""
 
+import json
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import Any, Final
@@ -10,7 +12,7 @@ import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.cli import completion
-from evalrpc.client.arguments import parse_arguments
+from evalrpc.client.arguments import parse_arguments, parse_value
 from evalrpc.v1.history_pb2 import TrendOptions
 from evalrpc.v1.jobs_pb2 import JobFilter, JobStatus
 
@@ -53,6 +55,15 @@ def arguments(text: str) -> dict[str, Any]:
         return parse_arguments(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def argument_value(text: str) -> Any:
+    """Read the value of one argument: as in `k=v,k2=v2`, but that a list or an object in JSON is one. Raises ValueError for
+    one of numeric characters that are no digits."""
+    if text.lstrip().startswith(("[", "{")):
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return parse_value(text)
 
 
 def label(text: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import click
 from evalrpc.cli.connection import connect, table_options
 from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.output import Form
-from evalrpc.cli.parameters import label, reconnect_timeout_option, watch_option
+from evalrpc.cli.parameters import argument_value, label, reconnect_timeout_option, watch_option
 from evalrpc.cli.submit import (
     ENGINE_FLAGS,
     REQUEST_FIELDS,
@@ -24,10 +24,10 @@ from evalrpc.client import values
 from evalrpc.client.arguments import parse_value
 from evalrpc.v1.jobs_pb2 import SubmitJobRequest
 
-_DICTS: Final = ("model_args", "gen_kwargs")
+_DICTS: Final = ("model_args", "gen_kwargs", "task_args")
 _KEYS: Final = (*REQUEST_FIELDS, *ENGINE_FLAGS, *SUBMISSION_FIELDS, *_DICTS, "secrets", "tasks", "timeout")
 _DOTTED: Final = (*(f"{name}.KEY" for name in _DICTS), "label.KEY")
-_REPEATABLE: Final = ("tasks", "secrets", "labels", "engine_args", "judge_args")
+_REPEATABLE: Final = ("tasks", "secrets", "labels", "task_args", "engine_args", "judge_args")
 _OPTIONS: Final = {option.name: option for option in submit_command.params if isinstance(option, click.Option)}
 
 
@@ -54,8 +54,8 @@ def rerun_command(
 ) -> None:
     """Submit the evaluation of a job once more, with the same options and labels, and print the id of the new job.
 
-    A KEY is a flag of `evalrpc submit` with underscores, such as num_gpus, or an entry of model_args, gen_kwargs or the labels.
-    VALUE is as for the flag, and true or false for one without a value.
+    A KEY is a flag of `evalrpc submit` with underscores, such as num_gpus, or an entry of model_args, gen_kwargs, task_args or
+    the labels. VALUE is as for the flag, and true or false for one without a value.
 
     The name of a baseline stays with the old job.
     """
@@ -81,8 +81,9 @@ def _apply(submission: SubmitJobRequest, key: str, text: str) -> None:
 
 
 def _set_entry(submission: SubmitJobRequest, name: str, entry: str, text: str) -> None:
+    read = argument_value if name == "task_args" else parse_value  # a list for a model stays the text that its harness reads
     try:
-        struct = values.arguments(name, {entry: parse_value(text)})
+        struct = values.arguments(name, {entry: read(text)})
     except ValueError as error:
         raise click.UsageError(f"--set: {error}") from error
     getattr(submission.request, name).MergeFrom(struct)

@@ -18,6 +18,7 @@ from evalrpc.cli.following import follow
 from evalrpc.cli.job_ids import resolve
 from evalrpc.cli.output import Form, print_json, print_json_line, print_line
 from evalrpc.cli.parameters import (
+    argument_value,
     arguments,
     duration,
     label,
@@ -108,6 +109,14 @@ SUBMISSION_FIELDS: Final = (
     "--limit", type=float, metavar="N", help="Evaluate this many documents per task, or this fraction below 1. Default: all."
 )
 @click.option("--gen-kwargs", type=arguments, metavar="JSON|k=v,...", help="Pass these arguments to the generation.")
+@click.option(
+    "--task-arg",
+    "task_args",
+    type=label,
+    multiple=True,
+    metavar="K=V",
+    help="Give the tasks this argument, such as epochs=3; V may be JSON. May be repeated.",
+)
 @click.option("--log-samples/--no-log-samples", default=None, help="Keep the prediction for each sample. Default: yes.")
 @click.option("--predict-only", is_flag=True, default=None, help="Only generate predictions, and compute no metrics.")
 @click.option(
@@ -278,6 +287,9 @@ def _apply_compound_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]
     for name in ("model_args", "gen_kwargs"):
         if flags[name] is not None:
             getattr(submission.request, name).CopyFrom(values.arguments(name, flags[name]))
+    if flags["task_args"]:
+        given = values.arguments("task_args", {name: argument_value(text) for name, text in flags["task_args"]})
+        submission.request.task_args.MergeFrom(given or Struct())
     _apply_engine_flags(submission, flags)
     submission.labels.update(dict(flags["labels"]))
     if flags["timeout"] is not None:

@@ -104,12 +104,13 @@ class AsyncEvalClient(AsyncTransport):
         executor: str = "",
         served_model: ServedModel | Mapping[str, Any] | None = None,
         judge_model: ServedModel | Mapping[str, Any] | None = None,
+        task_args: Mapping[str, Any] | str | None = None,
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
         """Submit an evaluation from plain values and return the job. See `submit` for options and errors.
 
         None leaves a field at its default; see EvaluateRequest in the schema. A single task may be a plain string.
-        `model_args` and `gen_kwargs` are dicts of JSON values, or text as lmms-eval reads it (see
+        `model_args`, `gen_kwargs` and `task_args` are dicts of JSON values, or text as lmms-eval reads it (see
         `evalrpc.client.arguments`); paths, dates, enums and NumPy's numbers and small arrays become JSON values.
         `served_model` is one, or a dict such as `{"engine": "vllm", "model": "acme/model"}`; then `model` is "". `judge_model`
         is alike, and may come with either.
@@ -138,6 +139,7 @@ class AsyncEvalClient(AsyncTransport):
             executor=executor,
             served_model=served_model,
             judge_model=judge_model,
+            task_args=task_args,
         )
         return await self.submit(request, **options)
 

@@ -142,6 +142,7 @@ def evaluate_request(
     executor: str = "",
     served_model: ServedModel | Mapping[str, Any] | None = None,
     judge_model: ServedModel | Mapping[str, Any] | None = None,
+    task_args: Mapping[str, Any] | str | None = None,
 ) -> EvaluateRequest:
     """Build the request from plain values. None leaves a field absent; a single task or secret may be a plain string.
 
@@ -170,6 +171,7 @@ def evaluate_request(
         executor=executor,
         served_model=values.served_model("served_model", served_model),
         judge_model=values.served_model("judge_model", judge_model),
+        task_args=values.arguments("task_args", task_args),
     )
 
 

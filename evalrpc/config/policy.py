@@ -39,12 +39,13 @@ class PolicySettings:
     )
     model_args_allowed: tuple[str, ...] | None = _globs("Globs: the name of every argument in `model_args` must match one.")
     gen_kwargs_allowed: tuple[str, ...] | None = _globs("Globs: the name of every argument in `gen_kwargs` must match one.")
+    task_args_allowed: tuple[str, ...] | None = _globs("Globs: the name of every argument in `task_args` must match one.")
     arguments_refused: tuple[str, ...] = setting(
         REFUSED_ARGUMENTS,
         STRINGS,
-        "Globs of arguments that are refused in `model_args`, `gen_kwargs` and `served_model.args`: at any depth, in JSON that "
-        "is given as text, and in text such as `base_url=...`. `trust_remote_code` may be false. Refused even if also allowed: "
-        "to allow an argument, list the others here.",
+        "Globs of arguments that are refused in `model_args`, `gen_kwargs`, `task_args` and `served_model.args`: at any depth, "
+        "in JSON that is given as text, and in text such as `base_url=...`. `trust_remote_code` may be false. Refused even if "
+        "also allowed: to allow an argument, list the others here.",
         default_text=", ".join(f"`{name}`" for name in REFUSED_ARGUMENTS),
     )
     max_num_gpus: int | None = setting(

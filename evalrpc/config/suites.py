@@ -73,6 +73,10 @@ class SuiteEntrySettings:
         default_factory=dict,
         metadata=metadata(ARGUMENTS, "Arguments of the generation.", default_text="the task's own"),
     )
+    task_args: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=metadata(ARGUMENTS, "Arguments of the tasks, such as `epochs`.", default_text="the tasks' own"),
+    )
     metrics: tuple[str, ...] = setting(
         (),
         STRINGS,

@@ -375,6 +375,7 @@ class EnginePool:
     def pin(self, request: EvaluateRequest) -> None:
         """Replace the revisions of models by the commits that their engines have in their caches, and fill these in. Blocks on
         the disk. Raises InvalidRequestError."""
+        unknown: list[FieldViolation] = []
         for field in SERVED_FIELDS:
             served = getattr(request, field)
             definition = self._definitions.get(served.engine)
@@ -382,9 +383,11 @@ class EnginePool:
             commit = definition.commit(served) if definition is not None and has_cache else ""
             if served.revision and not commit:
                 problem = f"engine {served.engine} has no such revision of {served.model} as a whole in its cache: leave it out"
-                raise InvalidRequestError(violations=[FieldViolation(f"request.{field}.revision", problem)])
-            if commit:
+                unknown.append(FieldViolation(f"request.{field}.revision", problem))
+            elif commit:
                 served.revision = commit
+        if unknown:
+            raise InvalidRequestError(violations=unknown)
 
     def source(self, served: ServedModel) -> str:
         """Return what answers for a model has loaded it from: a folder, or a name."""

@@ -24,6 +24,7 @@ from evalrpc.harnesses.base import (
     ServedHarness,
     ServedNeeds,
     StepsHarness,
+    TaskArgsHarness,
     TaskReporter,
 )
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
@@ -62,6 +63,7 @@ __all__ = [
     "ServedHarness",
     "ServedNeeds",
     "StepsHarness",
+    "TaskArgsHarness",
     "TaskReporter",
     "advance",
     "arguments",

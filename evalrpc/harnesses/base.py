@@ -94,6 +94,15 @@ class ParallelHarness(Protocol):
         """Return how the processes of a run share its GPUs: as the request says, or as suits its model."""
 
 
+@runtime_checkable
+class TaskArgsHarness(Protocol):
+    """Optional interface of a harness that takes `task_args`. For any other, a request with some is refused."""
+
+    def unknown_task_args(self, request: EvaluateRequest, /) -> Iterable[FieldViolation]:
+        """Yield the arguments that none of the tasks takes, as far as only the operator's folders tell: what can be told
+        without a look at them is among `Harness.violations`, which have found nothing. Called on a thread that may block."""
+
+
 class ServedEndpoint(NamedTuple):
     """Where a model is served, over OpenAI's API."""
 

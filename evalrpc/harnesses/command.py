@@ -64,12 +64,20 @@ class CommandHarness:
         return HarnessInfo(name=self.name, kind=self.kind, available=not reason, unavailable_reason=reason)
 
     def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
-        """Yield tasks that the program would read as several, and a folder whose name a shell would read as code."""
+        """Yield tasks that the program would read as several, a folder whose name a shell would read as code, and arguments of
+        the tasks for a program that does not get them."""
         for index, task in enumerate(request.tasks):
             if "," in task:
                 yield FieldViolation(f"tasks[{index}]", "must be one task's name: no comma")
         if request.output_dir and "output_dir" in self._in_code:
             yield FieldViolation("output_dir", f"must be empty: the command of harness {self.name} has it in a shell's code")
+        if request.task_args.fields and "request_json" not in placeholders_in(self._settings.command):
+            problem = f"must be empty: the command of harness {self.name} reads no request, for want of {{request_json}}"
+            yield FieldViolation("task_args", problem)
+
+    def unknown_task_args(self, _request: EvaluateRequest, /) -> Iterable[FieldViolation]:
+        """Yield nothing: only the program knows what it takes."""
+        return ()
 
     def command(self, run: Run) -> Command:
         """Fill in the placeholders, separately in each argument."""

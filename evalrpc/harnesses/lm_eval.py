@@ -5,18 +5,19 @@ server's account may read, write and reach.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from evalrpc.config import HarnessSettings
 from evalrpc.config.engines import CHAT, COMPLETIONS, LOG_PROBABILITIES
 from evalrpc.errors import FieldViolation
-from evalrpc.harnesses import arguments, lm_eval_family
+from evalrpc.harnesses import arguments, lm_eval_family, task_args
 from evalrpc.harnesses.arguments import plain_arguments, yaml_text
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
 from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, installed_modules, note_version
 from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.harnesses.served import pointed_at
+from evalrpc.harnesses.task_args import BOOLEAN, SEED, TABLE, TEXT, TaskArg, is_text
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
@@ -57,6 +58,17 @@ _MODEL_MODULES: Final = {
 """Where the types of models are that have not their module's name."""
 _CHAT_TYPES: Final = "chat-completions"
 """How the names of model types end that take chats only."""
+_TASK_ARGS: Final = {
+    "apply_chat_template": TaskArg(
+        "true, false, or the name of a template", lambda value: isinstance(value, bool) or is_text(value)
+    ),
+    "system_instruction": TEXT,
+    "fewshot_as_multiturn": BOOLEAN,
+    "seed": SEED,
+    "metadata": TABLE,
+}
+"""What `task_args` may have: options of all versions, which are in the config file by the same names."""
+_CHAT_OPTION: Final = "--apply_chat_template"
 _SERVED_DEFAULTS: Final = {"num_concurrent": 32, "timeout": 3600}
 """Requests under way at once, and seconds. lm-eval's own are 1 and 300: it would ask one question after the other, and give up
 those that wait for an engine that is busy or comes back."""
@@ -95,6 +107,12 @@ class LmEvalHarness:
         yield from arguments.violations("model_args", request.model_args)
         yield from arguments.violations("gen_kwargs", request.gen_kwargs)
         yield from _model_args_violations(request)
+        yield from task_args.violations(request, _TASK_ARGS, _PACKAGE.title, self._settings.args)
+        yield from _chat_violations(request, self._settings.args)
+
+    def unknown_task_args(self, _request: EvaluateRequest, /) -> Iterable[FieldViolation]:
+        """Yield nothing: all tasks take the same."""
+        return ()
 
     def command(self, run: Run) -> Command:
         """Build the command line. Model and generation arguments go into a file, which preserves every value."""
@@ -147,7 +165,8 @@ class LmEvalHarness:
             "model_args": plain_arguments(request.model_args),
             "gen_kwargs": plain_arguments(request.gen_kwargs),
         }
-        return "".join(f"{key}: {yaml_text(value)}\n" for key, value in entries.items() if value).encode()
+        given = {**{key: value for key, value in entries.items() if value}, **lm_eval_family.task_args(request)}
+        return "".join(f"{key}: {yaml_text(value)}\n" for key, value in given.items()).encode()
 
 
 def _preload(settings: HarnessSettings, model: str = "") -> Preload:
@@ -168,8 +187,8 @@ def _options(run: Run) -> Iterator[str]:
     # A single name would be read as a folder if the working directory has one of that name. lm-eval drops duplicates.
     yield f"--tasks={','.join(tasks if len(tasks) > 1 else [*tasks, *tasks])}"
     yield f"--output_path={run.output_dir}"
-    if run.request.model.endswith(_CHAT_TYPES):
-        yield "--apply_chat_template"
+    if run.request.model.endswith(_CHAT_TYPES) and "apply_chat_template" not in run.request.task_args.fields:
+        yield _CHAT_OPTION
     yield from lm_eval_family.options(run.request)
 
 
@@ -181,6 +200,18 @@ def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]
     for key, value in plain_arguments(request.model_args).items():
         if value == "..":
             yield FieldViolation(f"model_args.{key}", "must not be `..`")
+
+
+def _chat_violations(request: EvaluateRequest, operators_args: Sequence[str]) -> Iterator[FieldViolation]:
+    """Yield what contradicts itself, or the type of the model, in how the task is asked as a chat."""
+    given = plain_arguments(request.task_args)
+    takes_chats_only = request.model.endswith(_CHAT_TYPES)
+    template = given.get("apply_chat_template", takes_chats_only or task_args.has_option(operators_args, _CHAT_OPTION))
+    if template is False and takes_chats_only:
+        field = task_args.field_of("apply_chat_template")
+        yield FieldViolation(field, f"must not be false: models of the type {request.model} take chats only")
+    elif given.get("fewshot_as_multiturn") is True and template is False:
+        yield FieldViolation(task_args.field_of("fewshot_as_multiturn"), "needs `task_args.apply_chat_template`")
 
 
 def _read_requests_bar(line: str, progress: Progress) -> None:

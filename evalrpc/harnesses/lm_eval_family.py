@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation, RunFailedError
@@ -37,6 +37,8 @@ _SIZES: Final = (
     *("data_parallel_size", "data_parallel", "dp_size", "dp", "expert_parallel_size", "ep_size"),
 )
 """Arguments that say over how many GPUs a process spreads its model, or copies of it."""
+_SEEDS: Final = 4
+"""How many random generators are seeded: those of Python, NumPy, PyTorch and the choice of examples."""
 _MAX_LINE_CHARACTERS: Final = 2000  # matching takes quadratic time
 _PHASES: Final = (
     (re.compile(r"Verbosity set to|Including path:"), Progress.PHASE_STARTING),
@@ -99,6 +101,12 @@ def options(request: EvaluateRequest) -> Iterator[str]:
         yield "--log_samples"
     if request.predict_only:
         yield "--predict_only"
+
+
+def task_args(request: EvaluateRequest) -> dict[str, Any]:
+    """Return the arguments of the tasks, as entries of the config file."""
+    given = plain_arguments(request.task_args)
+    return {**given, "seed": [given["seed"]] * _SEEDS} if "seed" in given else given
 
 
 def gpu_mode(run: Run) -> GpuMode.ValueType:

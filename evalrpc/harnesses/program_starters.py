@@ -17,10 +17,13 @@ class Starter(NamedTuple):
     """How many arguments that are no options come before the program."""
     flags: frozenset[str] | None = None
     """The options that have none, where all others have a value; None where `values` says it."""
+    pairs: frozenset[str] = frozenset()
+    """The options that have two values, such as a name and its value."""
 
 
-def _of(values: str = "", operands: int = 0, flags: str | None = None) -> Starter:
-    return Starter(frozenset(values.split()), operands, None if flags is None else frozenset(flags.split()))
+def _of(values: str = "", operands: int = 0, flags: str | None = None, pairs: str = "") -> Starter:
+    of_flags = None if flags is None else frozenset(flags.split())
+    return Starter(frozenset(values.split()), operands, of_flags, frozenset(pairs.split()))
 
 
 _ENVIRONMENT: Final = "-u --unset -C --chdir -S --split-string -a --argv0"
@@ -39,6 +42,7 @@ _MPI: Final = (
     "-h --help -V --version -v --verbose -q --quiet --oversubscribe -oversubscribe --allow-run-as-root --tag-output "
     "--report-bindings --display-map --display-allocation --nooversubscribe --bind-to-none -l"
 )
+_MPI_PAIRS: Final = "--mca -mca --gmca -gmca --omca --prtemca --pmixmca --env -env --genv -genv"
 _CONTAINER: Final = (
     "--rm --init -i -t -it -ti -d --interactive --tty --detach --privileged --read-only --no-healthcheck -P --publish-all "
     "--sig-proxy --replace --nv --rocm --containall -c --contain -C -e --cleanenv --no-home --writable --writable-tmpfs "
@@ -95,8 +99,8 @@ STARTERS: Final = {
     "su-exec": _of("", 1),
     "busybox": _of(),
     "srun": _of(flags=_SRUN),
-    "mpirun": _of(flags=_MPI),
-    "mpiexec": _of(flags=_MPI),
+    "mpirun": _of(flags=_MPI, pairs=_MPI_PAIRS),
+    "mpiexec": _of(flags=_MPI, pairs=_MPI_PAIRS),
     "accelerate": _of(operands=1, flags=_ACCELERATE),
     "accelerate-launch": _of(flags=_ACCELERATE),
     "torchrun": _of(flags=_TORCHRUN),
@@ -136,7 +140,7 @@ def started(starter: Starter, arguments: Sequence[str]) -> Sequence[str]:
         if has_options and argument == "--":
             has_options = False
         elif has_options and argument[:1] in ("-", "+") and len(argument) > 1:
-            position += _has_value_apart(starter, argument)
+            position += 2 if argument in starter.pairs else _has_value_apart(starter, argument)
         elif operands:
             operands -= 1
         elif not _is_assignment(argument):

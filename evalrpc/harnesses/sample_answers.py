@@ -18,9 +18,15 @@ from evalrpc.v1.results_pb2 import ModelResult
 FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
 """The beginning of the text that stands for a missing answer of most of lmms-eval's models."""
 
+_MEDIA_ERRORS: Final = (
+    *("Empty prompt", "Unknown", "conditioning video not found", "doc lookup failed", "No conditioning input"),
+    *("Failed to save conditioning frames", "Fallback conditioning failed"),
+)
+"""What models of lmms-eval that make images or videos say after `[ERROR] `. Other words may be what a model answers."""
 _FAILURES: Final = (
     re.compile(rf"{re.escape(FAILED_ANSWER_MARK)}[^]]*(?:\] ?)?", re.DOTALL),
-    re.compile(r"\[(?:ERROR|GENERATION_FAILED)\] "),
+    re.compile(rf"\[ERROR\] (?=(?:{'|'.join(_MEDIA_ERRORS)})\b)"),
+    re.compile(r"\[GENERATION_FAILED\] "),
     re.compile(r"(?=Video .{1,4096} (?:can not load|generate failed), check the source\Z)", re.DOTALL),
 )
 """How texts begin that stand for a missing answer, in all of lmms-eval's models."""

@@ -2,13 +2,14 @@
 
 A JobInfo has at most MAX_JOB_BYTES:
 
-    model_args, gen_kwargs          2 * MAX_ARGS_BYTES                     1024 KiB
+    model_args, gen_kwargs,
+    task_args                       3 * MAX_ARGS_BYTES                     1536 KiB
     args of two served models       2 * MAX_SERVED_ARGS_BYTES               128 KiB
     tasks, other fields             MAX_TASK_NAMES_BYTES and 24 KiB         144 KiB
-    results                         what `results_room` leaves           >= 1392 KiB
-        metrics                     at most MAX_METRICS_BYTES
+    results                         what `results_room` leaves            >= 880 KiB
+        metrics                     at most MAX_METRICS_BYTES; beside the largest request 384 KiB
         paths, versions, extras     at most MAX_PATHS_BYTES
-        tasks                       at most MAX_TASK_RESULTS_BYTES, and what the others leave
+        tasks                       at most MAX_TASK_RESULTS_BYTES, at least RESERVED_TASK_RESULTS_BYTES
     all else                        RESERVED_BYTES                          384 KiB
 
 All else is: labels (70 KiB), warnings (33 KiB), an error with its log tail (19 KiB), ten attempts that count (7 KiB each, and
@@ -26,7 +27,7 @@ MAX_PAGE_BYTES: Final = 3 * MIB
 
 MAX_JOB_BYTES: Final = 3 * MIB
 MAX_ARGS_BYTES: Final = 512 * KIB
-"""The size of `model_args`, and that of `gen_kwargs`."""
+"""The size of `model_args`, that of `gen_kwargs` and that of `task_args`."""
 MAX_SERVED_ARGS_BYTES: Final = 64 * KIB
 """The size of the arguments of a served model, each of which is on a command line. ListEngines has those of all engines."""
 MAX_TASK_NAMES_BYTES: Final = 120 * KIB
@@ -45,6 +46,8 @@ MAX_FINDINGS_BYTES: Final = 3 * MIB // 2
 
 MAX_METRICS_BYTES: Final = 1 * MIB
 MAX_TASK_RESULTS_BYTES: Final = 1 * MIB
+RESERVED_TASK_RESULTS_BYTES: Final = 48 * KIB
+"""What metrics leave to tasks, whatever the request."""
 MAX_PATHS_BYTES: Final = 448 * KIB
 """The size of a job's results without metrics and tasks."""
 

@@ -53,6 +53,9 @@ class Running:
         tasks: Annotated[list[str], Field(description="Names from find_tasks.", min_length=1)],
         harness: Annotated[str, Field(description="Empty: the server's default.")] = "",
         model_args: Annotated[dict[str, Any] | None, Field(description="Such as the path of the weights.")] = None,
+        task_args: Annotated[
+            dict[str, Any] | None, Field(description="How the tasks ask, such as epochs or a system_instruction.")
+        ] = None,
         limit: Annotated[float | None, Field(description="How many samples per task; below 1, which part of them.")] = None,
         num_gpus: Annotated[int | None, Field(description="Default: the operator's.")] = None,
         labels: Annotated[dict[str, str] | None, Field(description="For finding the job again.")] = None,
@@ -63,6 +66,7 @@ class Running:
         name tasks that the harness does not list. Then call wait_for_job."""
         arguments = (model, tasks, model_args)
         options: dict[str, Any] = {"limit": limit, "num_gpus": num_gpus, "harness": harness, "labels": labels or {}}
+        options["task_args"] = task_args
         checked = await self._client.evaluate(*arguments, **options, validate_only=True)
         if validate_only:
             return plain_job(checked)

@@ -12,6 +12,7 @@ from evalrpc.jobs.size_limits import (
     MAX_TASK_RESULTS_BYTES,
     MAX_WARNING_BYTES,
     MAX_WARNINGS,
+    RESERVED_TASK_RESULTS_BYTES,
 )
 from evalrpc.protobuf.texts import cut
 from evalrpc.protobuf.wire_format import field_size
@@ -42,7 +43,7 @@ def bounded(results: Results, room_bytes: int) -> Results:
     paths_left = _Budget(MAX_PATHS_BYTES - sum(map(field_size, map(_entry_bytes, kept, kept.values()))))
     for model, result in kept.items():
         _add_samples(result, results[model], paths_left)
-    metrics_left = _Budget(min(MAX_METRICS_BYTES, room_bytes - MAX_PATHS_BYTES))
+    metrics_left = _Budget(min(MAX_METRICS_BYTES, room_bytes - MAX_PATHS_BYTES - RESERVED_TASK_RESULTS_BYTES))
     for model, result in kept.items():
         result.metrics.extend(metrics_left.first(results[model].metrics))
     tasks_left = _Budget(min(MAX_TASK_RESULTS_BYTES, room_bytes - MAX_PATHS_BYTES - metrics_left.spent_bytes))

@@ -35,6 +35,7 @@ def argument_fields(request: EvaluateRequest) -> dict[str, Struct]:
     return {
         "model_args": request.model_args,
         "gen_kwargs": request.gen_kwargs,
+        "task_args": request.task_args,
         **{f"{field}.args": getattr(request, field).args for field in SERVED_FIELDS if request.HasField(field)},
     }
 

@@ -61,7 +61,7 @@ def _of_request(request: EvaluateRequest, arguments: Iterable[Argument], policy:
         judge = request.judge_model.model
         yield from _unless_matching("request.judge_model.model", "models", judge, policy.models)
         yield from _unless_weights("request.judge_model.model", judge, policy.pretrained)
-    for field in ("model_args", "gen_kwargs"):
+    for field in ("model_args", "gen_kwargs", "task_args"):
         yield from _unless_allowed(f"request.{field}", getattr(request, field).fields, f"{field}_allowed", policy)
     yield from _of_values(arguments, policy)
     if policy.max_num_gpus is not None and (wanted := most_gpus(request)) > policy.max_num_gpus:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Final, TypeVar
@@ -34,7 +35,7 @@ from evalrpc.errors import (
 )
 from evalrpc.executors.base import Device, Node
 from evalrpc.files.read_budget import ReadBudget
-from evalrpc.harnesses.base import Harness
+from evalrpc.harnesses.base import Harness, TaskArgsHarness
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.jobs.filters import SuiteRunMatcher
@@ -228,9 +229,7 @@ class EvaluationService:
         self.admission.admit(request, principal.owner, self._gpu_counts(), max_gpus)
         _require_may_give(request.priority, principal)
         job = _new_job(next(self.job_ids), request, principal.owner)
-        await self._check_names(job)
-        await self._check_preparation(job.request)
-        await self._pin_models(job.request)
+        await self._check_on_disk(job)
         return job
 
     def _require_accepting(self) -> None:
@@ -578,6 +577,17 @@ class EvaluationService:
         )
         return page, "" if following is None else page_tokens.encode(following, listing)
 
+    async def _check_on_disk(self, job: JobInfo) -> None:
+        """Raise InvalidRequestError with all that only a look at the disk tells is wrong, and say which commits are meant."""
+        found: list[FieldViolation] = []
+        checks = (self._check_task_args, self._check_preparation, self._pin_models)
+        for check in (partial(self._check_names, job), *(partial(check, job.request) for check in checks)):
+            try:
+                await check()
+            except InvalidRequestError as error:
+                found += error.violations
+        validation.require(found)
+
     async def _check_names(self, job: JobInfo) -> None:
         """Warn about a harness that is not available, and about a model and tasks that it does not list, or refuse the tasks,
         depending on the settings. A model is never refused: harnesses load some that they don't list."""
@@ -595,6 +605,13 @@ class EvaluationService:
         if self.settings.unknown_tasks == "refuse":
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
         transitions.add_warnings(job, _unlisted_warnings(unknown.values()))
+
+    async def _check_task_args(self, request: EvaluateRequest) -> None:
+        """Refuse arguments that none of the tasks takes, as far as the operator's folders tell."""
+        harness = self.harnesses[request.harness]
+        if request.task_args.fields and isinstance(harness, TaskArgsHarness):
+            unknown = await self._look_up(lambda: list(harness.unknown_task_args(request)))
+            validation.require(FieldViolation(f"request.{field}", problem) for field, problem in unknown)
 
     async def _admitted_suite(self, request: SubmitSuiteRequest, principal: Principal, fingerprint: bytes) -> SuiteSubmission:
         """Return the run and the jobs that a submission asks for. Raises InvalidRequestError, PermissionDeniedError,
@@ -619,9 +636,7 @@ class EvaluationService:
         job = _new_job(next(self.job_ids), call, run.owner)
         job.suite_run_id = run.suite_run_id
         try:
-            await self._check_names(job)
-            await self._check_preparation(job.request)
-            await self._pin_models(job.request)
+            await self._check_on_disk(job)
         except InvalidRequestError as error:
             raise InvalidRequestError(violations=jobs.located(index, error.violations)) from error
         run.jobs.add(entry=run.suite.entries[index].name, job_id=job.job_id)

@@ -13,6 +13,7 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest
 from evalrpc.v1.suites_pb2 import Suite, SuiteEntry
 
 _REQUEST_KEYS: Final = ("harness", "tasks", "num_fewshot", "limit")
+_ARGUMENTS: Final = ("gen_kwargs", "task_args")
 _ENTRY_KEYS: Final = ("name", "tier", "required", "tolerance", "threshold", "higher_is_better", "cluster_by")
 
 
@@ -37,8 +38,9 @@ def _suite(settings: SuiteSettings) -> Suite:
 
 def _entry(settings: SuiteEntrySettings, where: str) -> SuiteEntry:
     request = EvaluateRequest(**{key: getattr(settings, key) for key in _REQUEST_KEYS})
-    if settings.gen_kwargs:
-        request.gen_kwargs.update(settings.gen_kwargs)
+    for name in _ARGUMENTS:
+        if values := getattr(settings, name):
+            getattr(request, name).update(values)
     entry = SuiteEntry(
         request=request,
         metrics=map(parse_metric, settings.metrics),

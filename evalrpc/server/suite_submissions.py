@@ -18,7 +18,7 @@ from evalrpc.server.admission import Admission, GpuCounts
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
 from evalrpc.v1.suites_pb2 import SubmitSuiteRequest, Suite
 
-_OF_SUITE: Final = ("harness", "tasks", "num_fewshot", "limit", "gen_kwargs", "predict_only", "tasks_separately")
+_OF_SUITE: Final = ("harness", "tasks", "num_fewshot", "limit", "gen_kwargs", "task_args", "predict_only", "tasks_separately")
 """What of a request the suite says. Also that samples are logged, since comparisons need them."""
 
 _MERGED: Final = "model_args"

@@ -13,7 +13,7 @@ from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from evalrpc.config import ModelServer
 from evalrpc.errors import FieldViolation, InvalidRequestError
-from evalrpc.harnesses.base import Harness, ParallelHarness
+from evalrpc.harnesses.base import Harness, ParallelHarness, TaskArgsHarness
 from evalrpc.jobs import lifecycle
 from evalrpc.jobs.defaults import executor_of, gpus_by_field, gpus_field, gpus_needed
 from evalrpc.jobs.filters import canonical_prefix
@@ -311,7 +311,7 @@ def suite_request(request: EvaluateRequest) -> _Violations:
     yield from _tasks(request)
     yield from _not_negative("num_fewshot", request.num_fewshot)
     yield from _limit(request)
-    yield from _all_arguments({"gen_kwargs": request.gen_kwargs})
+    yield from _all_arguments({"gen_kwargs": request.gen_kwargs, "task_args": request.task_args})
 
 
 def suite_submission(call: SubmitSuiteRequest) -> _Violations:
@@ -455,6 +455,7 @@ def _request(
     for judged in (
         _well_formed(request, gpu_counts, output_root),
         _model(request, harness, engines),
+        _task_args(request, harness),
         _harness(request, harnesses, engines),
     ):
         named = _NamedFields(violation.field for violation in found)
@@ -507,6 +508,11 @@ def _model(request: EvaluateRequest, harness: Harness | None, engines: Mapping[s
         yield from served_use.violations(request, engines, harness)
     else:
         yield from _name("model", request.model, MAX_MODEL_LENGTH)
+
+
+def _task_args(request: EvaluateRequest, harness: Harness | None) -> _Violations:
+    if request.task_args.fields and harness is not None and not isinstance(harness, TaskArgsHarness):
+        yield FieldViolation("task_args", f"harness {harness.name} takes none: leave it out")
 
 
 def _harness(request: EvaluateRequest, harnesses: Mapping[str, Harness], engines: Mapping[str, ModelServer]) -> _Violations:
@@ -593,7 +599,7 @@ def _all_arguments(arguments: Mapping[str, Struct]) -> _Violations:
         yield from checked.violations
         left -= checked.value_count
         if left < 0:
-            together = " and ".join(arguments)
+            together = " and ".join(name for name, struct in arguments.items() if struct.fields)
             yield FieldViolation(field, f"has too many values: at most {MAX_ARG_VALUES} are allowed in {together} together")
             return
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from evalrpc.config import HarnessSettings
 from evalrpc.config.engines import APIS
-from evalrpc.harnesses.base import Exit, Harness, Run, ServedEndpoint, ServedHarness
+from evalrpc.harnesses.base import Exit, Harness, Run, ServedEndpoint, ServedHarness, TaskArgsHarness
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.harnesses.served import served_environment
 from evalrpc.harnesses.steps import command_of, steps_of
@@ -62,6 +62,14 @@ _ARGUMENTS = st.dictionaries(
     ),
     max_size=3,
 )
+_TASK_ARGS = st.dictionaries(
+    st.sampled_from(("epochs", "epochs_reducer", "apply_chat_template", "system_instruction", "force_simple", "seed", "a")),
+    st.integers(-1, 3)
+    | st.booleans()
+    | st.sampled_from(("--tasks=x", "mean", "-x", "a,--b=c", "mean,--x"))
+    | st.lists(st.text()),
+    max_size=3,
+)
 _LINES = st.lists(
     st.text() | st.from_regex(r"(Model Responding: |Running x requests: |Steps: 1/2 1% \| Samples: )?\d{1,20}/\d{1,20}")
 )
@@ -92,7 +100,7 @@ class Subject:
     task_files: Mapping[str, str] = field(default_factory=dict)
     """Files that the harness needs in the operator's folder of tasks (`include_path`), by name."""
     argument_options: frozenset[str] = frozenset()
-    """The options that `model_args` and `gen_kwargs` may add to the command line, such as `--config`."""
+    """The options that `model_args`, `gen_kwargs` and `task_args` may add to the command line, such as `--config`."""
     has_samples: bool = True
     """Whether the run left samples of every task."""
 
@@ -274,6 +282,20 @@ class HarnessContract:
         if not _refused(harness, run.request):
             added = _options(harness, run) - options - self.subject.argument_options
             assert not added, f"arguments of a request became the options {sorted(added)} of the command line"
+
+    @_with_random_values
+    @given(task_args=_ARGUMENTS | _TASK_ARGS)
+    def test_arguments_of_tasks_are_refused_or_carried_and_never_become_options(
+        self, task_args: dict[str, Any], harness: Harness, tmp_path: Path
+    ) -> None:
+        run = self._run(tmp_path)
+        options = _options(harness, run)
+        _fill(run.request.task_args, task_args)
+        if not _refused(harness, run.request):
+            hint = "implement TaskArgsHarness only if the harness takes them: a server refuses them for any other"
+            assert isinstance(harness, TaskArgsHarness) or not task_args, hint
+            added = _options(harness, run) - options - self.subject.argument_options
+            assert not added, f"arguments of the tasks became the options {sorted(added)} of the command line"
 
     # A log becomes progress
 

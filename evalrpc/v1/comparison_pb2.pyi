@@ -564,7 +564,7 @@ class MetricComparison(_message.Message):
     @_builtins.property
     def definition_differences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """In what the two jobs answered different questions, for humans: the task's version, the number of examples shown, the task's
-        configuration, its documents. Empty if nothing is known to differ.
+        configuration, its documents, the names of `task_args` that differ. Empty if nothing is known to differ.
         """
 
     @_builtins.property

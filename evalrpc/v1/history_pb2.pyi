@@ -270,7 +270,7 @@ class MetricTrend(_message.Message):
     point_count: _builtins.int
     """The number of points."""
     first_step: _builtins.float
-    """The smallest step of a point."""
+    """The smallest step of a point. Always set, like the largest."""
     last_step: _builtins.float
     """The largest step of a point."""
     slope: _builtins.float
@@ -300,8 +300,8 @@ class MetricTrend(_message.Message):
         filter: _builtins.str = ...,
         higher_is_better: _builtins.bool | None = ...,
         point_count: _builtins.int = ...,
-        first_step: _builtins.float = ...,
-        last_step: _builtins.float = ...,
+        first_step: _builtins.float | None = ...,
+        last_step: _builtins.float | None = ...,
         slope: _builtins.float | None = ...,
         slope_lower: _builtins.float | None = ...,
         slope_upper: _builtins.float | None = ...,
@@ -309,14 +309,18 @@ class MetricTrend(_message.Message):
         alarm_p_value: _builtins.float | None = ...,
         alarm: Global___FallAlarm | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alarm_p_value", b"_alarm_p_value", "_higher_is_better", b"_higher_is_better", "_noise", b"_noise", "_slope", b"_slope", "_slope_lower", b"_slope_lower", "_slope_upper", b"_slope_upper", "alarm", b"alarm", "alarm_p_value", b"alarm_p_value", "higher_is_better", b"higher_is_better", "noise", b"noise", "slope", b"slope", "slope_lower", b"slope_lower", "slope_upper", b"slope_upper"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alarm_p_value", b"_alarm_p_value", "_first_step", b"_first_step", "_higher_is_better", b"_higher_is_better", "_last_step", b"_last_step", "_noise", b"_noise", "_slope", b"_slope", "_slope_lower", b"_slope_lower", "_slope_upper", b"_slope_upper", "alarm", b"alarm", "alarm_p_value", b"alarm_p_value", "first_step", b"first_step", "higher_is_better", b"higher_is_better", "last_step", b"last_step", "noise", b"noise", "slope", b"slope", "slope_lower", b"slope_lower", "slope_upper", b"slope_upper"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alarm_p_value", b"_alarm_p_value", "_higher_is_better", b"_higher_is_better", "_noise", b"_noise", "_slope", b"_slope", "_slope_lower", b"_slope_lower", "_slope_upper", b"_slope_upper", "alarm", b"alarm", "alarm_p_value", b"alarm_p_value", "filter", b"filter", "first_step", b"first_step", "higher_is_better", b"higher_is_better", "last_step", b"last_step", "metric", b"metric", "model", b"model", "noise", b"noise", "point_count", b"point_count", "run", b"run", "slope", b"slope", "slope_lower", b"slope_lower", "slope_upper", b"slope_upper", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alarm_p_value", b"_alarm_p_value", "_first_step", b"_first_step", "_higher_is_better", b"_higher_is_better", "_last_step", b"_last_step", "_noise", b"_noise", "_slope", b"_slope", "_slope_lower", b"_slope_lower", "_slope_upper", b"_slope_upper", "alarm", b"alarm", "alarm_p_value", b"alarm_p_value", "filter", b"filter", "first_step", b"first_step", "higher_is_better", b"higher_is_better", "last_step", b"last_step", "metric", b"metric", "model", b"model", "noise", b"noise", "point_count", b"point_count", "run", b"run", "slope", b"slope", "slope_lower", b"slope_lower", "slope_upper", b"slope_upper", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alarm_p_value: _TypeAlias = _typing.Literal["alarm_p_value"]  # noqa: Y015
     _WhichOneofArgType__alarm_p_value: _TypeAlias = _typing.Literal["_alarm_p_value", b"_alarm_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__first_step: _TypeAlias = _typing.Literal["first_step"]  # noqa: Y015
+    _WhichOneofArgType__first_step: _TypeAlias = _typing.Literal["_first_step", b"_first_step"]  # noqa: Y015
     _WhichOneofReturnType__higher_is_better: _TypeAlias = _typing.Literal["higher_is_better"]  # noqa: Y015
     _WhichOneofArgType__higher_is_better: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better"]  # noqa: Y015
+    _WhichOneofReturnType__last_step: _TypeAlias = _typing.Literal["last_step"]  # noqa: Y015
+    _WhichOneofArgType__last_step: _TypeAlias = _typing.Literal["_last_step", b"_last_step"]  # noqa: Y015
     _WhichOneofReturnType__noise: _TypeAlias = _typing.Literal["noise"]  # noqa: Y015
     _WhichOneofArgType__noise: _TypeAlias = _typing.Literal["_noise", b"_noise"]  # noqa: Y015
     _WhichOneofReturnType__slope: _TypeAlias = _typing.Literal["slope"]  # noqa: Y015
@@ -328,7 +332,11 @@ class MetricTrend(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alarm_p_value) -> _WhichOneofReturnType__alarm_p_value | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_step) -> _WhichOneofReturnType__first_step | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__higher_is_better) -> _WhichOneofReturnType__higher_is_better | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_step) -> _WhichOneofReturnType__last_step | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__noise) -> _WhichOneofReturnType__noise | None: ...
     @_typing.overload
@@ -354,7 +362,7 @@ class FallAlarm(_message.Message):
     job_id: _builtins.str
     """The job whose point raised it."""
     step: _builtins.float
-    """Its step."""
+    """Its step. Always set, like the two means."""
     before: _builtins.float
     """The mean of the points before the fall."""
     after: _builtins.float
@@ -365,15 +373,26 @@ class FallAlarm(_message.Message):
         self,
         *,
         job_id: _builtins.str = ...,
-        step: _builtins.float = ...,
-        before: _builtins.float = ...,
-        after: _builtins.float = ...,
+        step: _builtins.float | None = ...,
+        before: _builtins.float | None = ...,
+        after: _builtins.float | None = ...,
         after_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_before", b"_before", "_step", b"_step", "after", b"after", "before", b"before", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "after_count", b"after_count", "before", b"before", "job_id", b"job_id", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_before", b"_before", "_step", b"_step", "after", b"after", "after_count", b"after_count", "before", b"before", "job_id", b"job_id", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    _WhichOneofReturnType__before: _TypeAlias = _typing.Literal["before"]  # noqa: Y015
+    _WhichOneofArgType__before: _TypeAlias = _typing.Literal["_before", b"_before"]  # noqa: Y015
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__before) -> _WhichOneofReturnType__before | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
 
 Global___FallAlarm: _TypeAlias = FallAlarm  # noqa: Y015

@@ -239,6 +239,7 @@ class EvaluateRequest(_message.Message):
     SERVED_MODEL_FIELD_NUMBER: _builtins.int
     EXECUTOR_FIELD_NUMBER: _builtins.int
     JUDGE_MODEL_FIELD_NUMBER: _builtins.int
+    TASK_ARGS_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
     """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the operator's default;
     without one, the only harness that is configured, else `lmms-eval`. Required on a server that has none of these.
@@ -308,14 +309,15 @@ class EvaluateRequest(_message.Message):
     def model_args(self) -> _struct_pb2.Struct:
         """Arguments of the model, such as `{"pretrained": "acme/model", "dtype": "float32"}`. Values may be strings, numbers,
         booleans, null, lists and structs; a string may have any character but NUL. Empty: none. At most 512 KiB when serialised,
-        16 levels deep, and 100,000 values together with `gen_kwargs`: every element of a list and of a struct is one.
+        16 levels deep, and 100,000 values together with `gen_kwargs` and `task_args`: every element of a list and of a struct is
+        one.
         """
 
     @_builtins.property
     def gen_kwargs(self) -> _struct_pb2.Struct:
         """Arguments of the generation, such as `{"temperature": 0, "max_new_tokens": 16}`. Empty: the task's own.
         Bounded like `model_args`. An argument `api_key`, `openai_api_key`, `hf_token`, `password`, `secret` or `token`, unless that
-        is a boolean, is rejected here and in `model_args`, at any depth: everybody could read it. Use `secrets`.
+        is a boolean, is rejected here, in `model_args` and in `task_args`, at any depth: everybody could read it. Use `secrets`.
         """
 
     @_builtins.property
@@ -342,6 +344,17 @@ class EvaluateRequest(_message.Message):
         `secrets` say.
         """
 
+    @_builtins.property
+    def task_args(self) -> _struct_pb2.Struct:
+        """Arguments of the tasks: how they ask, and what. lm-eval takes `apply_chat_template` (true, false, or the name of a template),
+        `system_instruction`, `fewshot_as_multiturn`, `seed` and `metadata`; lmms-eval `force_simple`, `system_instruction` (with
+        `force_simple`) and `seed`; inspect-ai `epochs`, `epochs_reducer`, and what the functions of the tasks take, as its option
+        `-T`; the program of a `command` whatever it reads of the request. Bounded like `model_args`. One that the harness does not
+        take, and a value that it can't be, are rejected with INVALID_ARGUMENT on `request.task_args.NAME`; any at all by a harness
+        that takes none, on `request.task_args`. With others it is another evaluation to the cache, and comparisons name them as a
+        difference. Empty: the tasks' own.
+        """
+
     def __init__(
         self,
         *,
@@ -366,10 +379,11 @@ class EvaluateRequest(_message.Message):
         served_model: Global___ServedModel | None = ...,
         executor: _builtins.str = ...,
         judge_model: Global___ServedModel | None = ...,
+        task_args: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "judge_model", b"judge_model", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "served_model", b"served_model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "judge_model", b"judge_model", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "served_model", b"served_model", "task_args", b"task_args"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "executor", b"executor", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "judge_model", b"judge_model", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "preparation", b"preparation", "secrets", b"secrets", "served_model", b"served_model", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "executor", b"executor", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "judge_model", b"judge_model", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "preparation", b"preparation", "secrets", b"secrets", "served_model", b"served_model", "task_args", b"task_args", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015

@@ -204,7 +204,9 @@ class SuiteEntry(_message.Message):
     """As in CompareJobsRequest. Empty: as the harness says."""
     @_builtins.property
     def request(self) -> _jobs_pb2.EvaluateRequest:
-        """What is evaluated: `harness`, `tasks`, `num_fewshot`, `limit` and `gen_kwargs`. All else is the client's."""
+        """What is evaluated: `harness`, `tasks`, `num_fewshot`, `limit`, `gen_kwargs` and `task_args`. All else is the
+        client's.
+        """
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_results_pb2.MetricSelector]:
@@ -652,8 +654,8 @@ class SubmitSuiteRequest(_message.Message):
     @_builtins.property
     def request(self) -> _jobs_pb2.EvaluateRequest:
         """What all jobs have in common: the model, its arguments, `num_gpus` and so on. Rejected is what the suite says: `harness`,
-        `tasks`, `num_fewshot`, `limit`, `gen_kwargs`, `log_samples`, `predict_only` and `tasks_separately`. Required, unless
-        `harness_requests` say it all.
+        `tasks`, `num_fewshot`, `limit`, `gen_kwargs`, `task_args`, `log_samples`, `predict_only` and `tasks_separately`.
+        Required, unless `harness_requests` say it all.
         """
 
     @_builtins.property

@@ -7,6 +7,7 @@ import subprocess
 import venv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chat_stub import chat_stub
@@ -43,8 +44,8 @@ from inspect_ai.solver import generate
 model.count_text_tokens = len
 
 @task
-def sums():
-    samples = [Sample(input=f"{n} + 1?", target=str(n + 1), id=n) for n in range(10)]
+def sums(count=10):
+    samples = [Sample(input=f"{n} + 1?", target=str(n + 1), id=n) for n in range(count)]
     return Task(dataset=MemoryDataset(samples), solver=generate(), scorer=includes())
 """
 
@@ -79,7 +80,9 @@ def test_lmms_eval(tmp_path: Path, lmms_python: Path, serve: Callable[[str], Ser
     python = oldest(lmms_eval._PACKAGE, lmms_python, tmp_path / "env")
     server = serve(config("lmms-eval", python, tasks))
     model_args = {"pretrained": model, "device": "cpu", "device_map": "cpu"}
-    expect_metric(server, "llava_hf", "lmms-eval", "exact_match", model_args)
+    task_args = {"system_instruction": "Count: ", "force_simple": True, "seed": 7}
+    rows = expect_metric(server, "llava_hf", "lmms-eval", "exact_match", model_args, task_args)
+    assert [row["input"] for row in rows] == ["Count: 0 + 1?", "Count: 1 + 1?"]
 
 
 @pytest.mark.slow
@@ -90,7 +93,9 @@ def test_lm_eval(tmp_path: Path, lm_eval_python: Path, serve: Callable[[str], Se
     server = serve(config("lm-eval", python, family_task(tmp_path)) + 'args = ["--apply_chat_template"]\n' + policy)
     with chat_stub("3") as stub:
         model_args = {"model": "stub", "base_url": f"{stub.base_url}/chat/completions", "num_concurrent": "1"}
-        expect_metric(server, "local-chat-completions", "lm-eval", "exact_match", model_args)
+        task_args = {"system_instruction": "Count.", "fewshot_as_multiturn": False, "seed": 7, "metadata": {"a": [1]}}
+        expect_metric(server, "local-chat-completions", "lm-eval", "exact_match", model_args, task_args)
+        assert [asked["messages"][0] for asked in stub.requests] == [{"role": "system", "content": "Count."}] * 2
 
 
 @pytest.mark.slow
@@ -99,7 +104,9 @@ def test_inspect_ai(tmp_path: Path, inspect_python: Path, serve: Callable[[str],
     (tmp_path / "tasks" / "sums.py").write_text(INSPECT_TASK)
     python = oldest(inspect_ai._PACKAGE, inspect_python, tmp_path / "env")
     server = serve(config("inspect-ai", python, tmp_path / "tasks"))
-    expect_metric(server, "mockllm/model", "inspect-ai", "accuracy", {})
+    task_args = {"count": 2, "epochs": 2, "epochs_reducer": "max"}
+    rows = expect_metric(server, "mockllm/model", "inspect-ai", "accuracy", {}, task_args)
+    assert sorted((row["doc_id"], row["epoch"]) for row in rows) == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
 def oldest(package: Package, newest_python: Path, folder: Path) -> Path:
@@ -137,13 +144,19 @@ def config(harness: str, python: Path, tasks: Path) -> str:
     return f'gpus = "0"\n[harnesses.{harness}]\n{table}'
 
 
-def expect_metric(server: ServerProcess, model: str, harness: str, metric: str, model_args: dict[str, str]) -> None:
+def expect_metric(
+    server: ServerProcess, model: str, harness: str, metric: str, model_args: dict[str, str], task_args: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Evaluate two samples, and return their rows."""
     with server.client() as client:
         (info,) = client.list_harnesses()
         assert info.available, info.unavailable_reason
-        job = client.wait_for_job(client.evaluate(model, ["sums"], model_args, harness=harness, limit=2).job_id)
+        options: dict[str, Any] = {"task_args": task_args, "harness": harness, "limit": 2}
+        job = client.wait_for_job(client.evaluate(model, ["sums"], model_args, **options).job_id)
         assert job.status == pb.JOB_STATUS_COMPLETED
         (result,) = job.results.values()
         assert result.harness_versions[info.kind.replace("-", "_")] == info.version
         assert (metric, 2) in [(found.metric, found.sample_count) for found in result.metrics]
-        assert len(list(client.samples(job.job_id))) == 2
+        rows = list(client.samples(job.job_id))
+        assert len({row["doc_id"] for row in rows}) == 2
+        return rows

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chat_stub import ChatStub, chat_stub
 from server_process import ServerProcess
 
 from evalrpc.client import EvalClient
-from evalrpc.errors import JobCancelledError, JobFailedError
+from evalrpc.errors import InvalidRequestError, JobCancelledError, JobFailedError
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.comparison_pb2 import TestMethod, Verdict
 
@@ -48,8 +49,8 @@ def failing():
 
 
 @task
-def sums_a():
-    return Task(dataset=sums(), solver=generate(), scorer=[includes(), match()])
+def sums_a(count=10):
+    return Task(dataset=sums(count), solver=generate(), scorer=[includes(), match()])
 
 
 @task(name="sums-b")
@@ -147,6 +148,26 @@ def test_two_tasks_complete_with_the_metrics_and_samples_that_inspect_wrote(clie
     assert (job.progress.done, job.progress.total, job.progress.unit) == (18, 18, "samples")
     downloaded = client.download(job.job_id, tmp_path / "copy")
     assert {path.name for path in downloaded} == {Path(path).name for path in result.samples}
+
+
+def test_the_arguments_of_tasks_and_their_epochs_are_those_of_the_request(client: EvalClient) -> None:
+    task_args = {"count": 4, "epochs": 3, "epochs_reducer": ["mean", "at_least_2"]}
+    options: dict[str, Any] = {"task_args": task_args, "harness": "inspect-ai", "num_gpus": 0}
+    job = client.evaluate("mockllm/model", ["sums_a", "sums-b"], **options)
+    job = client.wait_for_job(job.job_id)
+    ((_, result),) = job.results.items()
+    logs = {log["eval"]["task"]: log["eval"] for path in result.samples if (log := json.loads(Path(path).read_text()))}
+    assert (logs["sums_a"]["task_args"], logs["sums-b"]["task_args"]) == ({"count": 4}, {})
+    assert {(log["config"]["epochs"], tuple(log["config"]["epochs_reducer"])) for log in logs.values()} == {
+        (3, ("mean", "at_least_2"))
+    }
+    assert {(metric.task, metric.sample_count) for metric in result.metrics} == {("sums_a", 4), ("sums-b", 10)}
+    assert {metric.filter for metric in result.metrics if metric.task == "sums-b"} == {"includes/mean", "includes/at_least_2"}
+    assert len(list(client.samples(job.job_id, task="sums_a"))) == 12, "a row for each epoch"
+    assert (job.progress.done, job.progress.total) == (42, 42)
+    assert "task_args: count was not taken by: sums-b" in job.warnings
+    with pytest.raises(InvalidRequestError, match=r"no task of the request takes it; .*; the tasks take: count"):
+        client.evaluate("mockllm/model", ["sums_a"], task_args={"cuont": 4}, harness="inspect-ai", num_gpus=0)
 
 
 def test_a_failed_task_fails_the_job_with_its_exception(client: EvalClient) -> None:

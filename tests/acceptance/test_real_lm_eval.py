@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chat_stub import ChatStub, chat_stub
@@ -103,6 +104,14 @@ def test_a_group_completes_with_the_metrics_samples_and_files_that_lm_eval_wrote
     assert {Path(path).name for path in (result.results, *result.samples)} <= {path.name for path in downloaded}
 
 
+def test_a_system_instruction_comes_before_what_is_asked(client: EvalClient) -> None:
+    options: dict[str, Any] = {"harness": "lm-eval", "num_gpus": 0, "limit": 2}
+    job = client.evaluate("dummy", ["sums_answer"], task_args={"system_instruction": "Count."}, **options)
+    client.wait_for_job(job.job_id)
+    asked = [row["arguments"]["gen_args_0"]["arg_0"] for row in client.samples(job.job_id)]
+    assert [text.startswith("Count.") and text.endswith("1?") for text in asked] == [True, True], asked
+
+
 def test_tasks_one_by_one_are_of_one_model_although_lm_eval_calls_it_by_chance(client: EvalClient) -> None:
     tasks = ["sums_choice", "sums_answer"]
     job = client.evaluate("dummy", tasks, harness="lm-eval", num_gpus=0, limit=2, tasks_separately=True)
@@ -123,11 +132,17 @@ def test_the_name_of_a_folder_where_it_runs_is_no_task(client: EvalClient) -> No
 def test_a_model_behind_an_api_is_asked_with_the_arguments_given(client: EvalClient, stub: ChatStub) -> None:
     model_args = {"model": "stub", "base_url": f"{stub.base_url}/chat/completions", "num_concurrent": 2, "max_retries": 1}
     gen_kwargs = {"until": ["\n", "STOP, now"], "temperature": 0.5}
-    options = {"gen_kwargs": gen_kwargs, "harness": "chat", "num_gpus": 0, "limit": 5}
+    task_args = {"system_instruction": "--limit=1\nCount: a, b", "seed": 7}
+    options = {"gen_kwargs": gen_kwargs, "task_args": task_args, "harness": "chat", "num_gpus": 0, "limit": 5}
     job = client.evaluate("local-chat-completions", ["sums_answer"], model_args, **options)
     job = client.wait_for_job(job.job_id)
     assert [metric.value for metric in job.results["stub"].metrics] == [0.2]
     assert [(request["stop"], request["temperature"]) for request in stub.requests] == [(gen_kwargs["until"], 0.5)] * 5
+    system = {"role": "system", "content": task_args["system_instruction"]}
+    assert [request["messages"][0] for request in stub.requests] == [system] * 5
+    written = json.loads(Path(job.results["stub"].results).read_text())
+    assert written["system_instruction"] == task_args["system_instruction"]
+    assert {written["config"][f"{name}_seed"] for name in ("random", "numpy", "torch", "fewshot")} == {7}
     assert (job.progress.done, job.progress.total) == (5, 5)
 
 

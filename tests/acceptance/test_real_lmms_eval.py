@@ -5,6 +5,7 @@ import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server_process import ServerProcess
@@ -83,19 +84,24 @@ def client(lmms_server: ServerProcess) -> EvalClient:
 
 
 def test_two_tasks_complete_with_the_metrics_samples_and_files_that_lmms_eval_wrote(client: EvalClient, tmp_path: Path) -> None:
-    job = client.evaluate("dummy", ["sums_a", "sums_b"], {"pretrained": "acme/model"}, num_gpus=0, limit=5)
+    task_args = {"system_instruction": "Count: a,b", "force_simple": True, "seed": 7}
+    options: dict[str, Any] = {"task_args": task_args, "num_gpus": 0, "limit": 5}
+    job = client.evaluate("dummy", ["sums_a", "sums_b"], {"pretrained": "acme/model"}, **options)
     statuses = [event.job.status for event in client.watch(job.job_id) if event.type != pb.JOB_EVENT_TYPE_PROGRESS]
     job = client.get_job(job.job_id)
 
     assert statuses[-2:] == [pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED]
     assert statuses[:-2] in ([], [pb.JOB_STATUS_QUEUED]), "it may have started before the watch did"
     (result,) = job.results.values()
-    written = json.loads(Path(result.results).read_text())["results"]
+    document = json.loads(Path(result.results).read_text())
+    written = document["results"]
     assert {(m.task, m.metric): m.value for m in result.metrics} == {
         (task, "exact"): written[task]["exact,none"] for task in ("sums_a", "sums_b")
     }
     assert {metric.sample_count for metric in result.metrics} == {5}
-    assert len(list(client.samples(job.job_id, task="sums_b"))) == 5
+    asked = [row["input"] for row in client.samples(job.job_id, task="sums_b")]
+    assert asked == [f"Count: a,bWhat is {number} + 1?" for number in range(5)]
+    assert {document["config"][f"{name}_seed"] for name in ("random", "numpy", "torch", "fewshot")} == {7}
     downloaded = client.download(job.job_id, tmp_path / "copy")
     assert Path(result.results).name in {path.name for path in downloaded}
     times = [time.ToNanoseconds() for time in (job.created_at, job.started_at, job.completed_at)]

@@ -96,6 +96,19 @@ def test_in_what_two_jobs_answered_different_questions_is_named(tmp_path: Path) 
     assert (metric.paired_sample_count, metric.method) == (0, TEST_METHOD_UNPAIRED_Z)
 
 
+def test_other_arguments_of_the_tasks_are_named(tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x") for name in "ab"]
+    jobs[0].request.task_args.update({"seed": 1, "epochs": 2, "same": [{"a": None}]})
+    jobs[1].request.task_args.update(
+        {"seed": 1, "system_instruction": "s", "same": [{"a": None}], **{f"x{n}": n for n in range(5)}}
+    )
+    call = CompareJobsRequest()
+    ((metric,),) = (candidate.metrics for candidate in compared(call, jobs).candidates)
+    assert list(metric.definition_differences) == ["other task_args: epochs, system_instruction, x0, x1, x2 and 2 more"]
+    with pytest.raises(DefinitionsDifferError, match="other task_args: epochs"):
+        compared(CompareJobsRequest(strict=True), jobs)
+
+
 def test_other_documents_are_named_whatever_the_samples_say_of_the_metric(tmp_path: Path) -> None:
     jobs = [defined_job(tmp_path / documents, "1.0", 5, "Q:", documents, acc=0.9, perplexity=7) for documents in "xy"]
     (candidate,) = compared(CompareJobsRequest(), jobs).candidates

@@ -55,6 +55,7 @@ OF_SUITES: Final = (
         "num_fewshot",
         "limit",
         "gen_kwargs",
+        "task_args",
         "log_samples",
         "predict_only",
         "tasks_separately",

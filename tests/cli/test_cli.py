@@ -93,7 +93,8 @@ def test_every_field_has_a_flag(run: Run, service: FakeService) -> None:
         *("--num-fewshot", "0", "--batch-size", "auto", "--device", "cpu", "--limit", "0.5", "--gen-kwargs", '{"t": 0}'),
         *("--no-log-samples", "--predict-only", "--num-gpus", "0", "--output-dir", "out", "--request-id", "id"),
         *("--priority", "-3", "--label", "k=v", "--label", "k2=v=2", "--timeout", "1h30m", "--max-attempts", "2"),
-        *("--supersede-key", "key", "--tasks-separately"),
+        *("--supersede-key", "key", "--tasks-separately", "--task-arg", "epochs=3", "--task-arg", "shuffle=true"),
+        *("--task-arg", "text=a=b,[c", "--task-arg", 'table={"a": [1]}'),
     )
 
     assert result.exit_code == 0
@@ -108,6 +109,7 @@ def test_every_field_has_a_flag(run: Run, service: FakeService) -> None:
             "device": "cpu",
             "limit": 0.5,
             "gen_kwargs": {"t": 0},
+            "task_args": {"epochs": 3, "shuffle": True, "text": "a=b,[c", "table": {"a": [1]}},
             "log_samples": False,
             "predict_only": True,
             "num_gpus": 0,

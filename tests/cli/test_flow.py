@@ -332,6 +332,8 @@ def test_rerun_changes_what_is_set_and_nothing_else(run: Run, service: FakeServi
         "gpu_mode": "data-parallel",
         "cache": "true",
         "gen_kwargs": "temperature=0",
+        "task_args.table": '{"a": [1]}',
+        "task_args": "epochs=2",
         "priority": "-1",
     }
     result = run("rerun", A, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")))
@@ -342,6 +344,7 @@ def test_rerun_changes_what_is_set_and_nothing_else(run: Run, service: FakeServi
     expected.batch_size, expected.gpu_mode, expected.tasks[:] = "4", GPU_MODE_DATA_PARALLEL, ["c", "d"]
     expected.model_args.update({"pretrained": "acme/two,x", "n": 7})
     expected.gen_kwargs.update({"temperature": 0})
+    expected.task_args.update({"table": {"a": [1]}, "epochs": 2})
     assert submission.request == expected
     assert (submission.timeout.seconds, submission.priority, submission.cache) == (7200, -1, CACHE_MODE_ALLOW)
     assert submission.labels == {"run": "x", "step": "6"}

@@ -117,9 +117,11 @@ PAST: Final[dict[str, Callable[[], Iterator[FieldViolation]]]] = {
     "number of `tasks`": lambda: submission(of_tasks=[f"t{n}" for n in range(1001)]),
     "all names of `tasks` together": lambda: submission(of_tasks=[f"{n:0250}" for n in range(500)]),
     "name of a task, value of a label, names in a selector": lambda: submission(labels={"a": "x" * 256}),
-    "`model_args`, and `gen_kwargs`": lambda: submission(of_gen_kwargs={"a": "x" * 2**19}),
-    "values in both together": lambda: submission(of_model_args={"a": [None] * 60_000}, of_gen_kwargs={"a": [None] * 60_000}),
-    "depth of either": lambda: submission(of_model_args=nested(17)),
+    "`model_args`, `gen_kwargs`, and `task_args`": lambda: submission(of_task_args={"a": "x" * 2**19}),
+    "values in all of these together": lambda: submission(
+        of_model_args={"a": [None] * 60_000}, of_task_args={"a": [None] * 60_000}
+    ),
+    "depth of any of these": lambda: submission(of_model_args=nested(17)),
     "`output_dir`": lambda: submission(of_output_dir="x/" * 2049),
     "number of `labels`": lambda: submission(labels={f"l{n}": "" for n in range(65)}),
     "key of a label": lambda: submission(labels={"l" * 64: ""}),
@@ -155,6 +157,7 @@ TESTED_ELSEWHERE: Final = {
     "`model` of a served model": "tests/server/test_served_use.py",
     "`args` of a served model": "tests/service/test_every_answer_fits.py",
     "`max_replicas` of a served model": "tests/server/test_served_use.py",
+    "`epochs` in `task_args`, of inspect-ai": "tests/harnesses/test_task_args.py",
 }
 
 

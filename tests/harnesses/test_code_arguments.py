@@ -48,6 +48,8 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest
         (["srun", "-n", "1", "--gres", "gpu:1", "--pty", "PROGRAM"], ["PROGRAM"]),
         (["srun", "--gres=gpu:1", "-l", "PROGRAM", "argument"], ["PROGRAM"]),
         (["mpirun", "-np", "2", "--allow-run-as-root", "PROGRAM"], ["PROGRAM"]),
+        (["mpirun", "--mca", "btl", "self", "-x", "A=b", "-n", "2", "PROGRAM", "argument"], ["PROGRAM"]),
+        (["mpiexec", "-genv", "A", "b", "-n", "2", "PROGRAM"], ["PROGRAM"]),
         (["conda", "run", "-n", "base", "PROGRAM", "argument"], ["PROGRAM"]),
         (["uv", "run", "--with", "torch", "PROGRAM"], ["PROGRAM"]),
         (["docker", "run", "--rm", "--gpus", "all", "IMAGE", "argument"], ["IMAGE"]),

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from harness_cases import DATA
@@ -12,7 +13,7 @@ from evalrpc.harnesses.registry import build_harness, build_harnesses
 from evalrpc.testing.harness_contract import HarnessContract, Subject, require_rising
 from evalrpc.testing.recorded_runs import follow, log_of
 
-OPTIONS = {"model_args": {"a": "b"}, "gen_kwargs": {"c": 1}, "limit": 5}
+OPTIONS: dict[str, Any] = {"model_args": {"a": "b"}, "gen_kwargs": {"c": 1}, "limit": 5}
 TWO_TASKS = DATA / "lmms_eval" / "ok_two_tasks"
 
 
@@ -22,7 +23,7 @@ class TestLmmsEval(HarnessContract):
         TWO_TASKS,
         model="dummy",
         tasks=("tiny_b", "tiny_gen"),
-        options=OPTIONS,
+        options={**OPTIONS, "task_args": {"seed": 7, "force_simple": True, "system_instruction": "Say: a,b"}},
         argument_options=frozenset({"--config"}),
     )
 
@@ -44,7 +45,7 @@ class TestLmEval(HarnessContract):
         DATA / "lm_eval" / "ok_dummy_random_name",
         model="dummy",
         tasks=("tiny_mc", "tiny_gen"),
-        options=OPTIONS,
+        options={**OPTIONS, "task_args": {"seed": 7, "apply_chat_template": True, "metadata": {"lengths": [1, 2]}}},
         argument_options=frozenset({"--config"}),
     )
 
@@ -55,9 +56,9 @@ class TestInspectAi(HarnessContract):
         DATA / "inspect" / "ok_json",
         model="mockllm/model",
         tasks=("tiny",),
-        options=OPTIONS,
-        task_files={"tasks.py": "@task\ndef tiny(): ...\n"},
-        argument_options=frozenset({"--model-config", "--generate-config"}),
+        options={**OPTIONS, "task_args": {"epochs": 2, "epochs_reducer": ["mean", "max"], "count": 3}},
+        task_files={"tasks.py": "@task\ndef tiny(count=1): ...\n"},
+        argument_options=frozenset({"--model-config", "--generate-config", "--task-config", "--epochs", "--epochs-reducer"}),
     )
 
 

@@ -14,12 +14,14 @@ from evalrpc.jobs.size_limits import (
     MAX_JOB_BYTES,
     MAX_METRICS_BYTES,
     MAX_PATHS_BYTES,
+    MAX_SERVED_ARGS_BYTES,
     MAX_TASK_NAMES_BYTES,
     MAX_TASK_RESULTS_BYTES,
     MAX_WARNING_BYTES,
     MAX_WARNINGS,
     MIB,
     RESERVED_BYTES,
+    RESERVED_TASK_RESULTS_BYTES,
     results_room,
 )
 from evalrpc.results.bounding import add_artifact_names, bounded, lacks_some
@@ -28,7 +30,7 @@ from evalrpc.v1.jobs_pb2 import JobInfo
 from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
 OUTPUT = Path("/data/jobs/j/attempt-1/output")
-LARGEST_REQUEST_BYTES = 2 * MAX_ARGS_BYTES + MAX_TASK_NAMES_BYTES + 24 * KIB
+LARGEST_REQUEST_BYTES = 3 * MAX_ARGS_BYTES + 2 * MAX_SERVED_ARGS_BYTES + MAX_TASK_NAMES_BYTES + 24 * KIB
 LIST_FIELDS = ("metrics", "tasks", "samples")
 
 
@@ -74,8 +76,8 @@ def test_tasks_have_1_mib_of_their_own_and_less_beside_a_large_request() -> None
     tasks = [TaskResult(task=f"t{number:06}", config_hash="0" * 64) for number in range(20_000)]
     result = ModelResult(metrics=metrics(FITTING), tasks=tasks)
     small, large = (kept_of({"m": result}, size)["m"] for size in (500, LARGEST_REQUEST_BYTES))
-    for kept in (small, large):
-        assert len(kept.metrics) == FITTING
+    for kept, count in ((small, FITTING), (large, FITTING * 3 // 8)):
+        assert len(kept.metrics) == count
         assert kept.metrics_truncated
         assert [task.task for task in kept.tasks] == [task.task for task in tasks[: len(kept.tasks)]]
     assert MAX_TASK_RESULTS_BYTES - 100 < ModelResult(tasks=small.tasks).ByteSize() <= MAX_TASK_RESULTS_BYTES
@@ -165,4 +167,5 @@ def test_whatever_there_is_it_fits_and_is_the_beginning_of_it(data: st.DataObjec
 def test_the_parts_of_a_job_add_up_to_3_mib() -> None:
     assert MAX_JOB_BYTES == 3 * MIB
     room = results_room(LARGEST_REQUEST_BYTES)
-    assert room >= MAX_METRICS_BYTES + MAX_PATHS_BYTES, "the largest request leaves room for all metrics and paths"
+    needed = MAX_METRICS_BYTES * 3 // 8 + RESERVED_TASK_RESULTS_BYTES + MAX_PATHS_BYTES
+    assert room >= needed, "the largest request leaves room for some metrics and tasks, and all paths"

@@ -89,6 +89,7 @@ def test_defaults_that_are_spelled_out_are_the_same_command() -> None:
         {"batch_size": "8"},
         {"num_gpus": 0},
         {"log_samples": False},
+        {"task_args": {"seed": 1}},
         {"model_args": {"pretrained": "other"}},
         {"model_args": {"pretrained": "acme/model", "dtype": "float16"}},
     ],

@@ -25,7 +25,7 @@ def struct(values: dict[str, Any]) -> Struct:
 
 def call_of(kind: str = "lm-eval", timeout_seconds: int | None = None, **request: Any) -> SubmitJobRequest:
     fields = {"model": MODELS.get(kind, "hf"), "tasks": ["t"], "num_gpus": 0} | request
-    for name in ("model_args", "gen_kwargs"):
+    for name in ("model_args", "gen_kwargs", "task_args"):
         fields[name] = struct(fields.get(name, {}))
     timeout = None if timeout_seconds is None else Duration(seconds=timeout_seconds)
     return SubmitJobRequest(request=EvaluateRequest(harness=kind, **fields), timeout=timeout)
@@ -128,7 +128,7 @@ BYPASSES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("field", ["model_args", "gen_kwargs"])
+@pytest.mark.parametrize("field", ["model_args", "gen_kwargs", "task_args"])
 @pytest.mark.parametrize("arguments", BYPASSES, ids=str)
 def test_remote_code_and_other_addresses_are_refused_by_default(kind: str, field: str, arguments: dict[str, Any]) -> None:
     found = broken(call_of(kind, **{field: arguments}), harness(kind))
@@ -189,10 +189,13 @@ def test_no_text_becomes_another_argument_of_lmms_eval(text: str) -> None:
 
 def test_only_the_allowed_arguments_may_be_given() -> None:
     call = call_of(model_args={"dtype": "x", "max_length": 1, "peft": "y"}, gen_kwargs={"temperature": 0, "do_sample": True})
-    assert broken(call, harness(model_args_allowed=("dtype", "max_*"), gen_kwargs_allowed=())) == [
+    call.request.task_args.update({"epochs": 2, "count": 1})
+    keys = {"model_args_allowed": ("dtype", "max_*"), "gen_kwargs_allowed": (), "task_args_allowed": ("epochs",)}
+    assert broken(call, harness(**keys)) == [
         ("request.model_args.peft", "model_args_allowed"),
         ("request.gen_kwargs.do_sample", "gen_kwargs_allowed"),
         ("request.gen_kwargs.temperature", "gen_kwargs_allowed"),
+        ("request.task_args.count", "task_args_allowed"),
     ]
 
 

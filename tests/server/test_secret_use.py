@@ -34,7 +34,7 @@ def bad_fields(request: EvaluateRequest, owner: str = "alice") -> list[str]:
     return [violation.field for violation in problems_of(request, KNOWN, owner)]
 
 
-@pytest.mark.parametrize("field", ["model_args", "gen_kwargs"])
+@pytest.mark.parametrize("field", ["model_args", "gen_kwargs", "task_args"])
 @pytest.mark.parametrize("name", ["api_key", "openai_api_key", "hf_token", "password", "secret", "token"])
 def test_an_argument_that_holds_a_secret_is_refused_with_what_to_use_instead(field: str, name: str) -> None:
     ((found, problem),) = problems_of(request_of(**{field: {name: "sk-1"}}), KNOWN, "alice")

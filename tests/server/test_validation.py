@@ -1,7 +1,7 @@
 """Validation finds every bad field of a request."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +266,23 @@ def test_a_number_that_is_not_finite_is_named_once(call: SubmitJobRequest, expec
 def test_a_malformed_duration_is_refused(timeout: Duration) -> None:
     assert fields(call_of({"timeout": timeout})) == ["timeout"]
     assert list(validation.watch(WatchJobRequest(heartbeat_interval=timeout)))
+
+
+class TakesNoTaskArgs:
+    """A harness as of before there were any, but for what the validation does not ask it."""
+
+    name = "nightly"
+
+    def violations(self, request: EvaluateRequest) -> Iterator[FieldViolation]:
+        yield from (FieldViolation("task_args.a", "is none of mine") for _ in request.task_args.fields)
+
+
+def test_a_harness_that_knows_no_arguments_of_tasks_gets_none() -> None:
+    call = call_of()
+    call.request.task_args.update({"a": 1})
+    harnesses: Any = {"nightly": TakesNoTaskArgs()}
+    found = list(validation.submission(call, harnesses, (), None))
+    assert found == [("request.task_args", "harness nightly takes none: leave it out")]
 
 
 def test_all_bad_fields_are_named_at_once() -> None:

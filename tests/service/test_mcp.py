@@ -56,6 +56,7 @@ def test_an_agent_goes_from_a_question_to_a_comparison(api: Api, site: Site) -> 
         harnesses = answer(await agent.call_tool("list_harnesses", {}))["harnesses"]
         assert [each["name"] for each in harnesses] == ["toy"]
         asked = {"model": "good", "tasks": ["t"], "num_gpus": 0, "labels": {"run": "a", "step": "1"}}
+        asked["task_args"] = {"epochs": 2}
         checked = answer(await agent.call_tool("submit_evaluation", {**asked, "validate_only": True}))
         assert "job_id" not in checked
         first = answer(await agent.call_tool("submit_evaluation", {**asked, "request_id": "one"}))["job_id"]

@@ -55,7 +55,7 @@ def largest_submission(**fields: Any) -> pb.SubmitJobRequest:
         **fields,
     )
     call.request.tasks[:] = names
-    for struct in (call.request.model_args, call.request.gen_kwargs):
+    for struct in (call.request.model_args, call.request.gen_kwargs, call.request.task_args):
         struct["text"] = ""
         struct["text"] = "x" * (MAX_ARGS_BYTES - struct.ByteSize() - 9)
         struct["text"] += "x" * (MAX_ARGS_BYTES - struct.ByteSize())

@@ -57,7 +57,7 @@ class Site:
         self.toy_dir = folder / "toy"
         (self.toy_dir / "release").mkdir(parents=True)
         name, _, value = self.mark.partition("=")
-        command = [sys.executable, "-S", str(PROGRAM), "{model}", "{output_dir}", "{job_id}", "{tasks}"]
+        command = [sys.executable, "-S", str(PROGRAM), "{model}", "{output_dir}", "{job_id}", "{tasks}", "{request_json}"]
         self.config = folder / "evalrpc.toml"
         self.config.write_text(
             'data_dir = "data"\nlisten = "127.0.0.1:0"\ngpus = "2"\ngrace_seconds = 0.3\nstop_seconds = 5.0\ncgroups = "off"\n'

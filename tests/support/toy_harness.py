@@ -309,7 +309,7 @@ def stubborn():
     import subprocess
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if len(sys.argv) == 5:  # not one of the children itself
+    if sys.argv[-1] != "child":  # not one of the children itself
         for own_session in (False, True):
             subprocess.Popen([*([sys.executable, "-S"]), *sys.argv, "child"], start_new_session=own_session)
     say(f"ready {os.getpid()}")
@@ -368,6 +368,6 @@ def chatter():
 
 
 def main():
-    if len(sys.argv) == 5:
+    if sys.argv[-1] != "child":
         note_start()
     globals()[model]()

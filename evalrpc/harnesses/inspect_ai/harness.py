@@ -19,6 +19,7 @@ from evalrpc.harnesses.bad_answers import require_answers
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, SampleRow, ServedEndpoint, ServedNeeds
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.ignored_settings import ignored_settings
+from evalrpc.harnesses.inspect_ai import task_arguments
 from evalrpc.harnesses.inspect_ai.logs import (
     SUCCESS,
     Log,
@@ -29,7 +30,7 @@ from evalrpc.harnesses.inspect_ai.logs import (
     read_samples,
     result_of_logs,
 )
-from evalrpc.harnesses.inspect_ai.tasks import task_files
+from evalrpc.harnesses.inspect_ai.tasks import task_files, task_functions
 from evalrpc.harnesses.installation import Package, catalog_command, describe, installed_modules
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.harnesses.progress_bars import Bar, advance
@@ -122,6 +123,11 @@ class InspectHarness:
         yield from arguments.violations("model_args", request.model_args)
         yield from arguments.violations("gen_kwargs", request.gen_kwargs)
         yield from _model_args_violations(request)
+        yield from task_arguments.violations(request, self._settings.args)
+
+    def unknown_task_args(self, request: EvaluateRequest, /) -> Iterable[FieldViolation]:
+        """Yield the arguments that the function of none of the tasks takes."""
+        return task_arguments.unknown(request, task_functions(self._settings.include_path))
 
     def command(self, run: Run) -> Command:
         """Build the command line. Raises RunFailedError if no file of `include_path` has the task."""
@@ -133,8 +139,12 @@ class InspectHarness:
         return [self._command(run, files) for run in runs]
 
     def _command(self, run: Run, files: Mapping[str, Path]) -> Command:
-        """Build a command line. Model and generation arguments go into files, which preserve every value."""
-        configs = {"model": _model_args(run.request), "generate": plain_arguments(run.request.gen_kwargs)}
+        """Build a command line. The arguments of model, generation and tasks go into files, which preserve every value."""
+        configs = {
+            "model": _model_args(run.request),
+            "generate": plain_arguments(run.request.gen_kwargs),
+            "task": task_arguments.of_tasks(run.request),
+        }
         paths = {name: run.attempt_dir / f"{name}.json" for name, config in configs.items() if config}
         preload = _preload(self._settings, run.request.model)
         return Command(
@@ -196,7 +206,8 @@ class InspectHarness:
         bad = {f"samples of task {task}": bad_samples(log) for task, log in good.items()}
         warnings = require_answers(bad, run.request)
         result = result_of_logs(good)
-        result.warnings.extend([*ignored_settings([result], run.request), *warnings])
+        ignored = (*ignored_settings([result], run.request), *task_arguments.ignored(run.request, good))
+        result.warnings.extend([*ignored, *warnings])
         return {run.request.model: result}
 
     def read_finished(self, run: Run, name: str) -> Mapping[str, ModelResult]:
@@ -236,6 +247,7 @@ def _options(run: Run) -> Iterator[str]:
         yield "--no-log-samples"
     if request.predict_only:
         yield "--no-score"
+    yield from task_arguments.options(request)
 
 
 def _preload(settings: HarnessSettings, model: str = "") -> Preload:

@@ -14,8 +14,8 @@ from typing import Final
 from evalrpc.config import HarnessSettings
 from evalrpc.config.engines import CHAT
 from evalrpc.errors import FieldViolation
-from evalrpc.harnesses import lm_eval_family
-from evalrpc.harnesses.arguments import yaml_text
+from evalrpc.harnesses import lm_eval_family, task_args
+from evalrpc.harnesses.arguments import plain_arguments, yaml_text
 from evalrpc.harnesses.base import Command, Exit, MediaLimits, Preload, Run, ServedEndpoint, ServedNeeds
 from evalrpc.harnesses.installation import (
     SCRIPTS,
@@ -30,6 +30,7 @@ from evalrpc.harnesses.lmms_eval import arguments
 from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
 from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.harnesses.served import API_KEY, pointed_at
+from evalrpc.harnesses.task_args import BOOLEAN, SEED, TEXT
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
@@ -55,6 +56,9 @@ _JUDGE_NAMES: Final = (
 _JUDGE_CHATS: Final = ("OPENAI_API_URL", "LLM_JUDGE_URL")
 """The same of its address. Types of models look for theirs in `OPENAI_BASE_URL` and `OPENAI_API_BASE`, which are left out."""
 _MODELS: Final = "lmms_eval.models"
+_TASK_ARGS: Final = {"force_simple": BOOLEAN, "system_instruction": TEXT, "seed": SEED}
+"""What `task_args` may have: the options of all versions that work. None of its models has what `--apply_chat_template` asks
+for, without which `--fewshot_as_multiturn` is refused."""
 _CATALOG_SCRIPT: Final = """
 import json, sys
 from lmms_eval.models import MODEL_REGISTRY_V2
@@ -97,6 +101,12 @@ class LmmsEvalHarness:
             )
         yield from _model_args_violations(request)
         yield from arguments.violations("gen_kwargs", request.gen_kwargs, nested=False)
+        yield from task_args.violations(request, _TASK_ARGS, _PACKAGE.title, self._settings.args)
+        yield from _system_violations(request, self._settings.args)
+
+    def unknown_task_args(self, _request: EvaluateRequest, /) -> Iterable[FieldViolation]:
+        """Yield nothing: all tasks take the same."""
+        return ()
 
     def command(self, run: Run) -> Command:
         """Build the command line. Model and generation arguments go into a file, where their size is not limited."""
@@ -164,6 +174,7 @@ class LmmsEvalHarness:
             "model_args": yaml_text(argument_string(request.model_args)) if request.model_args.fields else "",
             "gen_kwargs": yaml_text(argument_string(request.gen_kwargs)) if request.gen_kwargs.fields else "",
         }
+        entries |= {key: yaml_text(value) for key, value in lm_eval_family.task_args(request).items()}
         return "".join(f"{key}: {text}\n" for key, text in entries.items() if text).encode()
 
 
@@ -200,6 +211,15 @@ def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]
     # lmms-eval names the results folder after a model argument, so `..` would leave the output folder.
     if re.search(r"=\.\.(,|$)", argument_string(request.model_args)):
         yield FieldViolation("model_args", "a value must not be `..`")
+
+
+def _system_violations(request: EvaluateRequest, operators_args: Sequence[str]) -> Iterator[FieldViolation]:
+    """Yield a system instruction that lmms-eval would leave out: it asks models in chats with the document's text alone."""
+    given = plain_arguments(request.task_args)
+    is_simple = given.get("force_simple", task_args.has_option(operators_args, "--force_simple"))
+    if "system_instruction" in given and is_simple is False:
+        problem = "needs `task_args.force_simple` to be true: lmms-eval leaves it out of what it asks in chats"
+        yield FieldViolation(task_args.field_of("system_instruction"), problem)
 
 
 def _read_responding_bar(line: str, progress: Progress) -> None:

@@ -6,12 +6,13 @@ import { Failure, useLoaded } from "../parts.js";
 import { labelsOf } from "../text.js";
 
 const CHECK_MILLISECONDS = 400;
-const EMPTY = { harness: "", model: "", tasks: "", modelArgs: "", genKwargs: "", limit: "", numFewshot: "", numGpus: "", batchSize: "", labels: "", priority: "" };
+const EMPTY = { harness: "", model: "", tasks: "", modelArgs: "", genKwargs: "", taskArgs: "", limit: "", numFewshot: "", numGpus: "", batchSize: "", labels: "", priority: "" };
 const FIELDS = [
   ["model", "Model type", "as the harness calls it, such as hf or llava_hf"],
   ["tasks", "Tasks", "with commas between them"],
   ["modelArgs", "Model arguments", "NAME=VALUE with commas between them, or JSON"],
   ["genKwargs", "Generation arguments", "likewise"],
+  ["taskArgs", "Task arguments", "likewise, such as epochs=3"],
   ["numGpus", "GPUs", "empty: the server's default"],
   ["limit", "Limit", "documents of each task, or a fraction; empty: all"],
   ["numFewshot", "Examples", "shown before each question; empty: the task's own"],
@@ -113,6 +114,7 @@ function submission(form, rest) {
   const request = { ...rest, harness: form.harness, model: form.model, tasks: listed(form.tasks), batchSize: form.batchSize };
   request.modelArgs = argumentsOf(form.modelArgs);
   request.genKwargs = argumentsOf(form.genKwargs);
+  request.taskArgs = argumentsOf(form.taskArgs);
   for (const name of ["limit", "numFewshot", "numGpus"]) {
     delete request[name];
     if (form[name] !== "") request[name] = numberOf(form[name]);
@@ -151,7 +153,7 @@ function filledFrom(job) {
   const json = (value) => (value && Object.keys(value).length ? JSON.stringify(value) : "");
   return {
     harness: request.harness || "", model: request.model || "", tasks: (request.tasks || []).join(","),
-    modelArgs: json(request.modelArgs), genKwargs: json(request.genKwargs), limit: text(request.limit),
+    modelArgs: json(request.modelArgs), genKwargs: json(request.genKwargs), taskArgs: json(request.taskArgs), limit: text(request.limit),
     numFewshot: text(request.numFewshot), numGpus: text(request.numGpus), batchSize: text(request.batchSize),
     labels: labelsOf(job).join(","), priority: text(job.priority || ""),
   };
