@@ -4,9 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from evalrpc.clock import SystemClock
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_CANCELLED, JOB_STATUS_QUEUED
+
+pytestmark = pytest.mark.slow  # who uses a server needs no benchmark
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """

@@ -15,8 +15,8 @@ import pytest
 SETS_OF_A_TEST: Final = 3
 """How many parameter sets of one test are kept."""
 
-TESTS_OF_A_FILE: Final[Mapping[str, int]] = {"engines": 8, "executors": 8, "service": 8}
-"""How many tests of one file are kept, by folder: those where nearly every test starts a server, or programs."""
+TESTS_OF_A_FILE: Final[Mapping[str, int]] = {"acceptance": 4, "engines": 5, "executors": 5, "service": 5}
+"""How many tests of one file are kept, by folder: those where nearly every test starts a server, programs or a browser."""
 
 
 def mark_exhaustive(items: Iterable[pytest.Item]) -> None:
