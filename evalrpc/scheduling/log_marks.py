@@ -10,7 +10,8 @@ from typing import Final
 
 LINE_END: Final = re.compile(rb"[\r\n]")
 
-_SLASH: Final = re.compile(rb"/(?<=[0-9]/)[0-9]")  # begins with a letter to look for, which is fast
+# Begins with a letter to look for, which is fast. What it finds may still be no count, but is no date: of these there are many.
+_SLASH: Final = re.compile(rb"/(?<=[0-9]/)(?<!/[0-9]/)(?<!/[0-9]{2}/)[0-9]{1,15}(?![0-9/.])")
 _COUNT: Final = re.compile(rb"/[0-9]{1,15}(?![0-9/.])")
 _DIGITS: Final = b"0123456789"
 _MAX_DIGITS: Final = 15
@@ -34,7 +35,7 @@ def marked_lines(data: bytes, end: int, words: Sequence[bytes]) -> Iterator[byte
 def _last_counts(data: bytes, end: int) -> Sequence[int]:
     """Return the places of the last counts. A loud bar has thousands, so they are looked for from the end on."""
     for piece_end in range(end, 0, -_PIECE_BYTES):
-        matches = _SLASH.finditer(data, max(0, piece_end - _PIECE_BYTES), min(end, piece_end + 1))
+        matches = _SLASH.finditer(data, max(0, piece_end - _PIECE_BYTES), min(end, piece_end + _MAX_DIGITS + 1))
         places = [match.start() for match in matches if _is_count(data, match.start(), end)]
         if places:
             return places[-_MAX_COUNTS:]
