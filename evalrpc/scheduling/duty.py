@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Container, Set
 
 from evalrpc.jobs.defaults import executor_of
-from evalrpc.scheduling.placement import ALONE
+from evalrpc.scheduling.capacity import ALONE
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobInfo
 
 _TRUST_SECONDS = 0.05

@@ -11,21 +11,14 @@ preemptible and come after it: the fewest that make room, and of these the young
 the engine, and gives way with all its jobs. What they free is kept for the one that waits.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol, TypeVar
 
-from evalrpc.executors.base import Node, Resources
-from evalrpc.jobs.defaults import HERE
 from evalrpc.jobs.served_models import needs_of
-from evalrpc.v1.jobs_pb2 import JobInfo
+from evalrpc.scheduling.capacity import Capacity, NodeCapacity, Slots
 
 _Width = tuple[str, int, bool]
 """The executor of a job, how many GPUs it needs, and whether it takes a slot of those with a served model."""
-
-ALONE: Final = "local"
-"""The name of the node of a server that is alone."""
 
 Order = tuple[float, ...]
 """The place of a job in the order of service: what sorts first is served first. No two jobs have the same. The first number is
@@ -116,110 +109,6 @@ class Running(NamedTuple):
 NONE_RUNNING: Final = Running()
 
 
-class NodeCapacity(NamedTuple):
-    """What a node has."""
-
-    name: str
-    free: tuple[str, ...]
-    """The devices that can be used and that no job holds."""
-    usable_count: int
-    """How many devices are neither quarantined nor cordoned, whether free or not."""
-    device_count: int
-    cordoned_count: int = 0
-    """How many devices are cordoned."""
-    executor: str = ""
-    """The executor that it belongs to."""
-    free_runs: int | None = None
-    """How many more runs it takes at once. None: as many as the server has free slots."""
-    free_runs_without_gpus: int | None = None
-    """How many of these may have no device. None: all."""
-    is_remote: bool = False
-    """Whether another machine is that of the scheduler."""
-
-    def has_run_for(self, num_gpus: int, *, is_served: bool) -> bool:
-        """Return whether it takes one more run, as far as its own bounds go. A run with a served model is in none."""
-        if self.free_runs is None or is_served:
-            return True
-        of_kind = self.free_runs if num_gpus or self.free_runs_without_gpus is None else self.free_runs_without_gpus
-        return min(self.free_runs, of_kind) >= 1
-
-
-class Slots(NamedTuple):
-    """How many jobs may run at once."""
-
-    total: int
-    """Jobs of both kinds together."""
-    without_gpus: int
-    """Jobs that need no GPU."""
-    served: int = 0
-    """Jobs with a served model, which are not among the others."""
-
-    def are_free_for(self, num_gpus: int, *, is_served: bool) -> bool:
-        """Return whether there is one for a job."""
-        return self.served >= 1 if is_served else self.total >= 1 and (num_gpus > 0 or self.without_gpus >= 1)
-
-
-_ANY_NUMBER: Final = 1 << 30
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What there is for new jobs."""
-
-    nodes: tuple[NodeCapacity, ...]
-    slots: Slots
-    """Those that are free, for jobs on nodes without a bound of their own."""
-
-    @cached_property
-    def by_executor(self) -> Mapping[str, "Capacity"]:
-        """What there is for the jobs of each executor."""
-        of_each: dict[str, list[NodeCapacity]] = {"": []}
-        for node in self.nodes:
-            of_each.setdefault(node.executor, []).append(node)
-        of_each[HERE] = [node for node in of_each[""] if not node.is_remote]
-        return {name: Capacity(tuple(nodes), self._slots_of(name, nodes)) for name, nodes in of_each.items()}
-
-    def of(self, executor: str) -> "Capacity":
-        """Return what there is for the jobs of an executor: nothing, if the server has none of that name any more."""
-        return self.by_executor.get(executor, _NOTHING)
-
-    def _slots_of(self, executor: str, nodes: Sequence[NodeCapacity]) -> Slots:
-        bounds = [node.free_runs for node in nodes if node.free_runs is not None]
-        if not bounds:
-            return self.slots
-        without_gpus = [node.free_runs_without_gpus for node in nodes if node.free_runs_without_gpus is not None]
-        served = self.slots.served if executor in ("", HERE) else 0
-        return Slots(sum(bounds), sum(without_gpus) if without_gpus else _ANY_NUMBER, served)
-
-    @cached_property
-    def free_count(self) -> int:
-        """How many devices are free on all nodes together."""
-        return sum(len(node.free) for node in self.nodes)
-
-    @cached_property
-    def most_free(self) -> int:
-        """How many devices are free on the node that has most."""
-        return max((len(node.free) for node in self.nodes), default=0)
-
-    @cached_property
-    def widest(self) -> int:
-        """How many devices the largest node has, whether free or not."""
-        return max((node.device_count for node in self.nodes), default=0)
-
-    @cached_property
-    def quarantined_count(self) -> int:
-        """How many devices can't be used at present, without those that are cordoned."""
-        return sum(node.device_count - node.usable_count for node in self.nodes) - self.cordoned_count
-
-    @cached_property
-    def cordoned_count(self) -> int:
-        """How many devices operators keep from being used."""
-        return sum(node.cordoned_count for node in self.nodes)
-
-
-_NOTHING: Final = Capacity((), Slots(0, 0))
-
-
 class Placement(NamedTuple):
     """A job, and what it is to start on."""
 
@@ -257,43 +146,6 @@ Choice = Placement | Preemption | Eviction
 """What can be done for a job."""
 
 
-def slots(device_count: int, max_running: int, max_running_served: int = 0) -> Slots:
-    """Return how many jobs a server runs at once. Jobs without GPUs get the slots that GPU jobs can't fill, and at least one.
-
-    `max_running` 0 means one per GPU and two more. `max_running_served`: how many run with a served model.
-    """
-    total = max_running or device_count + 2
-    return Slots(total, max(1, total - device_count), max_running_served)
-
-
-def node_capacity(node: Node, held: Set[str], run_count: int = 0, count_without_gpus: int = 0) -> NodeCapacity:
-    """Return what a node has, where jobs hold these devices, and so many runs are on it, of which some have no device."""
-    usable = [device.id for device in node.devices if not device.quarantine_reason and not device.is_cordoned]
-    free = tuple(device for device in usable if device not in held)
-    cordoned_count = sum(1 for device in node.devices if device.is_cordoned)
-    free_runs = _left(node.max_runs, run_count)
-    without_gpus = _left(node.max_runs_without_gpus, count_without_gpus)
-    counts = len(usable), len(node.devices), cordoned_count
-    return NodeCapacity(node.name, free, *counts, node.executor, free_runs, without_gpus, node.is_remote)
-
-
-def _left(bound: int | None, count: int) -> int | None:
-    return None if bound is None else max(0, bound - count)
-
-
-def resources_of(job: JobInfo, nodes: Sequence[Node]) -> Resources:
-    """Return where the latest attempt of a job was placed: where it says so, or which node has its devices, since their ids are
-    unique. If no node has them any more, or there are none, this is the first node."""
-    placed = job.attempts[-1].node if job.attempts else ""
-    if placed and (placed != ALONE or not nodes or nodes[0].max_runs is None):
-        return Resources(placed, tuple(job.gpus))
-    if placed:  # by a server that was alone then, on this machine
-        return Resources(nodes[0].name, tuple(f"{nodes[0].name}/{gpu}" for gpu in job.gpus))
-    held = set(job.gpus)
-    having = (node.name for node in nodes if not held.isdisjoint(device.id for device in node.devices))
-    return Resources(next(having, nodes[0].name if nodes else ""), tuple(job.gpus))
-
-
 def next_placement(
     heads: Iterable[Head],
     free: Capacity,
@@ -312,50 +164,104 @@ def next_placement(
     """
     if not any(running) and all(max(each.slots.total, each.slots.served) < 1 for each in free.by_executor.values()):
         return None, None
-    withheld = _node_to_keep(earlier.job.num_gpus, free.of(earlier.job.executor).nodes) if earlier is not None else None
-    reservation = earlier if withheld is not None else None
-    kept: set[str] = set()  # nodes
-    failed: set[tuple[_Width, bool]] = set()
-    eviction: Eviction | None = None
-    reserved = {_width_of(earlier.job): earlier.job.job_id} if earlier is not None else {}  # for whom
+    search = _Search(free, now_seconds, reservation_seconds, running, earlier)
     for head in heads:
-        job, width = head.job, _width_of(head.job)
-        own = free.of(job.executor)
-        is_withheld = withheld is not None and job.num_gpus > 0 and not _may_use_kept(head, reservation)
-        if eviction is not None:
-            node = _node_for(0, own.nodes, own.slots, is_served=True)
-            if node is not None and _needs_one_of(job, eviction, running.engines):
-                return Placement(job, node.name, ()), reservation
-            continue
-        is_first = reserved.get(width, job.job_id) == job.job_id
-        has_waited = is_first and now_seconds - job.created_seconds >= reservation_seconds
-        if (width, is_withheld) in failed and not has_waited and not running.preemptible:
-            continue  # as one of the same width before it
+        choice = search.choice_for(head)
+        if choice is not None:
+            return choice, search.reservation
+    return search.eviction, search.reservation
+
+
+class _Search:
+    """A search for what to do next, from head to head; see `next_placement`."""
+
+    def __init__(
+        self,
+        free: Capacity,
+        now_seconds: float,
+        reservation_seconds: float,
+        running: Running,
+        earlier: Reservation | None,
+    ) -> None:
+        self.reservation: Reservation | None = None
+        self.eviction: Eviction | None = None
+        """Of idle engines, for the first job for which only these are in the way. A job that needs one of them may start."""
+        self._free = free
+        self._running = running
+        self._now_seconds = now_seconds
+        self._reservation_seconds = reservation_seconds
+        self._earlier = earlier
+        self._withheld: NodeCapacity | None = None
+        """What is kept by the earlier reservation."""
+        self._kept: set[str] = set()
+        """Nodes that are kept for jobs further ahead."""
+        self._kept_for: dict[_Width, str] = {}
+        """The only job of a width for which GPUs are kept."""
+        self._failed: set[tuple[_Width, bool]] = set()
+        """What has fitted nowhere, without and with what is withheld."""
+        if earlier is not None:
+            self._withheld = _node_to_keep(earlier.job.num_gpus, free.of(earlier.job.executor).nodes)
+            self._kept_for[_width_of(earlier.job)] = earlier.job.job_id
+            if self._withheld is not None:
+                self.reservation = earlier
+
+    def choice_for(self, head: Head) -> Choice | None:
+        """Return what is to be done for a job, if it is the one that something is to be done for; note what it keeps from those
+        behind it."""
+        job, own = head.job, self._free.of(head.job.executor)
+        if self.eviction is not None:
+            return _beside(self.eviction, job, own, self._running.engines)
+        is_first = self._kept_for.get(_width_of(job), job.job_id) == job.job_id
+        has_waited = is_first and self._has_waited(job)
+        withheld = self._withheld if job.num_gpus and not _may_use_kept(head, self.reservation) else None
+        failure = (_width_of(job), withheld is not None)
+        if failure in self._failed and not has_waited and not self._running.preemptible:
+            return None  # as one of the same width before it
         open_nodes: Sequence[NodeCapacity] = own.nodes
         if job.num_gpus:
-            open_nodes = [node for node in own.nodes if node.name not in kept and not (is_withheld and node is withheld)]
+            open_nodes = [node for node in own.nodes if node.name not in self._kept and node is not withheld]
         node = _node_for(job.num_gpus, open_nodes, own.slots, is_served=job.is_served)
         if node is not None:
-            return Placement(job, node.name, node.free[: job.num_gpus]), reservation
-        failed.add((width, is_withheld))
-        giving_way, preemptible = _on(own.nodes, running.giving_way), _on(own.nodes, running.preemptible)
+            return Placement(job, node.name, node.free[: job.num_gpus])
+        self._failed.add(failure)
+        return self._room_for(head, own, open_nodes, has_waited=has_waited)
+
+    def _has_waited(self, job: QueuedJob) -> bool:
+        """Return whether a job has waited for long enough to have GPUs kept for it."""
+        return self._now_seconds - job.created_seconds >= self._reservation_seconds
+
+    def _room_for(self, head: Head, own: Capacity, open_nodes: Sequence[NodeCapacity], *, has_waited: bool) -> Choice | None:
+        """Return who is to make room for a job that fits nowhere; if nobody is, note what is kept for it."""
+        job, engines = head.job, self._running.engines
+        giving_way, preemptible = _on(own.nodes, self._running.giving_way), _on(own.nodes, self._running.preemptible)
         freed = _freed(open_nodes, own.slots, giving_way)
         coming = _node_for(job.num_gpus, *freed, is_served=job.is_served) if giving_way else None
-        if coming is None and (idle := _idle_engines_to_end(job, *freed, running.engines)):
-            eviction = Eviction(job, idle)
-            if now_seconds - job.created_seconds >= reservation_seconds:
-                return eviction, reservation
-            continue
+        if coming is None and (idle := _idle_engines_to_end(job, *freed, engines)):
+            self.eviction = Eviction(job, idle)
+            return self.eviction if self._has_waited(job) else None
         if coming is None and (victims := _victims(head, *freed, preemptible)):
-            return Preemption(job, victims), reservation
+            return Preemption(job, victims)
         keep = coming or (_node_to_keep(job.num_gpus, open_nodes) if has_waited else None)
         if job.num_gpus and keep is not None:
-            kept.add(keep.name)
-            reserved[width] = job.job_id
-            if reservation is None or (reservation is earlier and job.owner == reservation.job.owner):
-                draining = _engines_to_drain(job.num_gpus, keep, running.engines) if coming is None else ()
-                reservation = Reservation(job, keep.name, coming is not None, head.is_urgent, draining)
-    return eviction, reservation
+            self._keep(keep, head, is_coming=coming is not None)
+        return None
+
+    def _keep(self, node: NodeCapacity, head: Head, *, is_coming: bool) -> None:
+        """Keep a node for a job. The first one is the reservation, also if another job of the same owner had it."""
+        job, reserved = head.job, self.reservation
+        self._kept.add(node.name)
+        self._kept_for[_width_of(job)] = job.job_id
+        if reserved is None or (reserved is self._earlier and job.owner == reserved.job.owner):
+            draining = () if is_coming else _engines_to_drain(job.num_gpus, node, self._running.engines)
+            self.reservation = Reservation(job, node.name, is_coming, head.is_urgent, draining)
+
+
+def _beside(eviction: Eviction, job: QueuedJob, own: Capacity, engines: Sequence[PlacedEngine]) -> Placement | None:
+    """Return where a job can start that needs one of the engines that are to end: they stay for it instead."""
+    node = _node_for(0, own.nodes, own.slots, is_served=True)
+    if node is not None and _needs_one_of(job, eviction, engines):
+        return Placement(job, node.name, ())
+    return None
 
 
 def _may_use_kept(head: Head, reservation: Reservation | None) -> bool:
@@ -532,83 +438,3 @@ def _node_to_keep(num_gpus: int, nodes: Sequence[NodeCapacity]) -> NodeCapacity 
     """Return the node to keep for a job: the one that lacks least. No later job is placed there, so it lacks ever less."""
     wide_enough = (node for node in nodes if num_gpus <= node.usable_count)
     return max(wide_enough, key=lambda node: len(node.free), default=None)
-
-
-def wait_reason(
-    job: QueuedJob,
-    position: int,
-    free: Capacity,
-    reservation: Reservation | None = None,
-    others: str = "",
-    *,
-    names_others: bool = True,
-) -> str:
-    """Say in words why a queued job does not run yet. The position says how many jobs are before it, `others` who comes first
-    for another owner's share. A reservation counts if its job comes before this one. `names_others`: whether the jobs of other
-    owners may be named."""
-    is_among_others = len(free.of("").nodes) > 1
-    free = free.of(job.executor)
-    executor = "" if job.executor == HERE else job.executor
-    if executor and not free.nodes:
-        return f"this server has no executor {job.executor!r} any more"
-    if job.executor == HERE and is_among_others and free.nodes and job.num_gpus > free.widest:
-        machine = f"{free.nodes[0].name}, where engines are started and models prepared"
-        return f"needs {gpus_text(job.num_gpus)} of {machine}, and that has {free.widest} in all"
-    if job.num_gpus > free.widest:
-        return _too_wide(job.num_gpus, free)
-    if job.is_served and free.slots.served < 1:
-        return _joined("all slots for jobs with a served model are taken", others)
-    if not job.is_served and free.slots.total < 1:
-        where = f" of {executor}" if executor else ""
-        return _joined(f"all slots{where} for running jobs are taken", others)
-    if job.num_gpus == 0:
-        return (
-            "about to start"
-            if fits(job.num_gpus, free, is_served=job.is_served)
-            else _joined(_missing_without_gpus(free), others)
-        )
-    needs = _needs(job.num_gpus, free)
-    if reservation is not None and reservation.job.job_id != job.job_id:
-        return _joined(needs, _kept(reservation, free, is_named=names_others or reservation.job.owner == job.owner))
-    if fits(job.num_gpus, free, is_served=job.is_served):
-        first = others or ("the jobs before it come first" if position else "")
-        return _joined(needs, first) if first else "about to start"
-    counts = ((free.quarantined_count, "quarantined"), (free.cordoned_count, "cordoned"))
-    unusable = "".join(f", {count} {what}" for count, what in counts if count)
-    quarantined = f"{unusable}, see GetQueue" if unusable else ""
-    is_made_room_for = reservation is not None and reservation.is_made_room_for
-    return _joined(f"{needs}{quarantined}", "other jobs give way to it" if is_made_room_for else others)
-
-
-def _joined(reason: str, more: str) -> str:
-    return f"{reason}; {more}" if more else reason
-
-
-def _too_wide(num_gpus: int, free: Capacity) -> str:
-    if len(free.nodes) > 1:
-        return f"needs {gpus_text(num_gpus)} on one node, and no node of this server has more than {free.widest}"
-    if free.nodes and free.nodes[0].executor:
-        return f"needs {gpus_text(num_gpus)}, and {free.nodes[0].executor} has {free.widest} in all"
-    return f"needs {gpus_text(num_gpus)}, and this server has {free.widest} in all"
-
-
-def _missing_without_gpus(free: Capacity) -> str:
-    return "all slots for jobs without GPUs are taken" if free.nodes else "there is no node to run on"
-
-
-def _needs(num_gpus: int, free: Capacity) -> str:
-    if num_gpus == 1 or len(free.nodes) == 1:
-        return f"needs {gpus_text(num_gpus)}, {free.free_count} free"
-    return f"needs {gpus_text(num_gpus)} on one node, at most {free.most_free} free on one"
-
-
-def _kept(reservation: Reservation, free: Capacity, *, is_named: bool) -> str:
-    gpus = f"GPUs of node {reservation.node}" if len(free.nodes) > 1 else "GPUs"
-    job = f"job {reservation.job.job_id}" if is_named else "another job"
-    why = "comes first" if reservation.is_made_room_for else "has waited long"
-    return f"{gpus} are kept for {job}, which needs {reservation.job.num_gpus} and {why}"
-
-
-def gpus_text(count: int) -> str:
-    """Return a number of GPUs in words."""
-    return "1 GPU" if count == 1 else f"{count} GPUs"

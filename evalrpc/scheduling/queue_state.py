@@ -25,22 +25,14 @@ from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.served_models import engine_gpu_count, engine_needs, needs_of, needs_text, served_models
 from evalrpc.jobs.share_policy import Entitlements, charged_width, is_urgent
 from evalrpc.protobuf import wire_format
-from evalrpc.scheduling import placement
+from evalrpc.scheduling import capacity, placement, wait_reasons
+from evalrpc.scheduling.capacity import Capacity, Slots
 from evalrpc.scheduling.engine_charges import ChargedJob, EngineCharges
 from evalrpc.scheduling.engine_use import NO_ENGINES, EngineUse, gpus_by_owner, loading_text, with_engines
 from evalrpc.scheduling.forecast import Forecast, Line
 from evalrpc.scheduling.owner_queue import OwnerQueue
 from evalrpc.scheduling.placeable_nodes import PlaceableNodes
-from evalrpc.scheduling.placement import (
-    Capacity,
-    Choice,
-    Head,
-    QueuedJob,
-    Reservation,
-    Running,
-    RunningJob,
-    Slots,
-)
+from evalrpc.scheduling.placement import Choice, Head, QueuedJob, Reservation, Running, RunningJob
 from evalrpc.scheduling.running_jobs import RunningJobs
 from evalrpc.scheduling.shares import Holding, RunUse, Shares, Standing, quota_reason, service_order, within_quota
 from evalrpc.store.base import AttemptUse, Change, ListedJob, QueuedRow
@@ -78,7 +70,7 @@ class QueueState:
         max_running_served: int = 8,
     ) -> None:
         device_count = sum(len(node.devices) for node in nodes() if node.max_runs is None)
-        self._slots: Slots = placement.slots(device_count, max_running, max_running_served)
+        self._slots: Slots = capacity.slots(device_count, max_running, max_running_served)
         self._nodes = PlaceableNodes(nodes, holds)
         self._engines = engines
         self._entitlements = entitlements or Entitlements()
@@ -582,7 +574,7 @@ class QueueState:
             return reason
         if self._is_loading(entry):
             return self._loading_reason(entry)
-        return placement.wait_reason(
+        return wait_reasons.wait_reason(
             self._as_placed(entry),
             position,
             free,

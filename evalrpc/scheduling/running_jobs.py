@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from evalrpc.executors.base import Node, Resources
 from evalrpc.jobs.defaults import takes_served_slot
-from evalrpc.scheduling import placement
+from evalrpc.scheduling import capacity
+from evalrpc.scheduling.capacity import Capacity, Slots
 from evalrpc.scheduling.engine_use import EngineUse, loading_text
 from evalrpc.scheduling.placeable_nodes import PlaceableNodes
-from evalrpc.scheduling.placement import Capacity, Slots
 from evalrpc.v1 import jobs_pb2 as pb
 
 _NOTHING = pb.JobInfo()
@@ -68,7 +68,7 @@ class RunningJobs:
 
     def resources_of(self, job: pb.JobInfo) -> Resources:
         """Return where a running job was placed."""
-        return placement.resources_of(job, self._nodes.now())
+        return capacity.resources_of(job, self._nodes.now())
 
     def is_own(self, job_id: str) -> bool:
         """Return whether a job runs and belongs to this server."""
@@ -103,7 +103,7 @@ class RunningJobs:
         run_counts = Counter(each.node for each in in_bounds)
         counts_without_gpus = Counter(each.node for each in in_bounds if not each.devices)
         return Capacity(
-            tuple(placement.node_capacity(node, held, run_counts[node.name], counts_without_gpus[node.name]) for node in nodes),
+            tuple(capacity.node_capacity(node, held, run_counts[node.name], counts_without_gpus[node.name]) for node in nodes),
             Slots(
                 slots.total - len(in_slots),
                 slots.without_gpus - without_gpus,

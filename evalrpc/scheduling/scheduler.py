@@ -24,8 +24,9 @@ from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import executor_of
 from evalrpc.jobs.lifecycle import TERMINAL
 from evalrpc.jobs.served_models import needs_of
+from evalrpc.scheduling.capacity import resources_of
 from evalrpc.scheduling.duty import node_of
-from evalrpc.scheduling.placement import Choice, Eviction, Preemption, QueuedJob, resources_of
+from evalrpc.scheduling.placement import Choice, Eviction, Preemption, QueuedJob
 from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
 from evalrpc.store.base import Change, Expected
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobError, JobInfo

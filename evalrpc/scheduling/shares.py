@@ -17,7 +17,8 @@ from typing import Final, NamedTuple
 
 from evalrpc.config import QuotaSettings
 from evalrpc.jobs.share_policy import SharePolicy, is_urgent, owner_name
-from evalrpc.scheduling.placement import QueuedJob, gpus_text
+from evalrpc.scheduling.placement import QueuedJob
+from evalrpc.scheduling.wait_reasons import gpus_text
 
 KEPT_HALF_LIVES: Final = 10
 """What ended longer ago counts less than a thousandth, and is forgotten at the next start."""

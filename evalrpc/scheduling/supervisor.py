@@ -33,11 +33,11 @@ from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.jobs import trace_context, transitions
 from evalrpc.jobs.paths import attempt_dir, attempt_output_dir, job_output_dir
 from evalrpc.jobs.served_models import served_models
+from evalrpc.scheduling.capacity import resources_of
 from evalrpc.scheduling.duty import Duty
 from evalrpc.scheduling.interruptible import InterruptibleReader
 from evalrpc.scheduling.kept_steps import RunSteps, keep_steps
 from evalrpc.scheduling.log_tail import LogFollower, read_tail
-from evalrpc.scheduling.placement import resources_of
 from evalrpc.scheduling.preparing import ModelPreparation, Preparing
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.results_reader import ResultsReader
@@ -213,7 +213,7 @@ class Supervisor:
                         self._end(handle, job, self._dependencies.grace_seconds)
             except RunFailedError as error:
                 return error.job_error
-            except Exception as error:  # noqa: BLE001 - see above
+            except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the GPUs must not go to others
                 problem = f"it is unknown whether processes of the run are left: {_reason(error)}"
                 _log.warning("%s", problem, extra={"job_id": self._job_id})
                 if self._dependencies.stopping.wait(_RETRY_SECONDS):

@@ -49,7 +49,7 @@ from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.processes import ReadingProcesses
 from evalrpc.reading.sample_media import MediaThreads, Places, SampleMediaReader
 from evalrpc.reading.samples import SampleLister
-from evalrpc.scheduling import placement
+from evalrpc.scheduling import capacity
 from evalrpc.scheduling.duty import Duty, SharedDuty
 from evalrpc.scheduling.lending import Lending
 from evalrpc.scheduling.preparing import Preparing
@@ -234,21 +234,8 @@ class Server:
             self._duty = SharedDuty(host_name(settings), set(settings.executors), known, shared.is_trusted)
         accounts = RunAccounts(self._store, data_dir, access, pool)
         run_limits = RunLimitsPolicy(settings)
-        self._engines = EnginePool(
-            build_engines(settings.engines, inherited),
-            settings.endpoints,
-            self._executor,
-            accounts.ready_for,
-            clock,
-            data_dir,
-            settings.grace_seconds,
-            secrets,
-            keeps_owners_apart=pool is not None,
-            limits_of=run_limits.of_engine,
-            max_log_bytes=settings.max_log_bytes,
-            host=host_name(settings) if shared is not None else "",
-            keeps_idle=self._may_get_served_jobs,
-            wait_to_start=self._duty.wait_until_trusted,
+        self._engines = self._build_engines(
+            inherited, accounts, run_limits, clock, data_dir, keeps_owners_apart=pool is not None
         )
         queue_state = self._build_queue_state(entitlements, clock)
         self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
@@ -258,33 +245,14 @@ class Server:
         self._engines.on_change = self._scheduler.engines_changed
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir, secrets.mask_text)
-        self._housekeeper = Housekeeper(
-            self._store,
-            clock,
-            data_dir,
-            settings,
-            self._pools.removers,
-            entitlements,
-            self._prepared_models,
-            Memory(lambda: self._service.forget_unused()),
-        )
+        self._housekeeper = self._build_housekeeper(entitlements, clock, data_dir)
         sharing = None
         if shared is not None:
             sharing = self._sharing(shared, hosts_of, queue_state)
             shared.hosts.on_change = partial(self._nodes_changed, queue_state)
         self._running = Running(self._executor, self._scheduler, self._duty, self._housekeeper.run, sharing)
         self._service = self._build_service(queue_state, entitlements, clock, data_dir)
-        self._reloading = Reloading(
-            settings,
-            self._service,
-            entitlements,
-            run_limits,
-            secrets,
-            self._authenticator,
-            self._audit,
-            self._scheduler.choose_anew,
-            self._pools.readers,
-        )
+        self._reloading = self._build_reloading(entitlements, run_limits)
         self._reload_lock = asyncio.Lock()
         self._health = Health((SERVICE.full_name,))
         self._write_check = WriteCheck(self._store, data_dir, self._health, self._pools.readers)
@@ -407,8 +375,8 @@ class Server:
 
     def _host_executor(self, local: Executor, store: "PostgresStore", device_count: int) -> HostExecutor:
         """Return the executor of this machine, one of several."""
-        name, slots = host_name(self._settings), placement.slots(device_count, self._settings.max_running)
-        if name in (*self._settings.executors, placement.ALONE):
+        name, slots = host_name(self._settings), capacity.slots(device_count, self._settings.max_running)
+        if name in (*self._settings.executors, capacity.ALONE):
             raise ConfigurationError(f"setting host_name: {name!r} is the name of an executor: give this machine another one")
         others = OtherNodes(lambda: store.hosts.hosts, name)
         return HostExecutor(local, name, others, store.is_trusted, slots.total, slots.without_gpus)
@@ -478,6 +446,34 @@ class Server:
         engines = tuple(sorted(self._settings.engines))
         return Observed(self._store, queue_state, self._engines, engines, self._feed, self.limits, self._health, self._duty)
 
+    def _build_engines(
+        self,
+        inherited: Mapping[str, str],
+        accounts: RunAccounts,
+        run_limits: RunLimitsPolicy,
+        clock: Clock,
+        data_dir: Path,
+        *,
+        keeps_owners_apart: bool,
+    ) -> EnginePool:
+        settings = self._settings
+        return EnginePool(
+            build_engines(settings.engines, inherited),
+            settings.endpoints,
+            self._executor,
+            accounts.ready_for,
+            clock,
+            data_dir,
+            settings.grace_seconds,
+            self._secrets,
+            keeps_owners_apart=keeps_owners_apart,
+            limits_of=run_limits.of_engine,
+            max_log_bytes=settings.max_log_bytes,
+            host="" if shared_store(self._store) is None else host_name(settings),
+            keeps_idle=self._may_get_served_jobs,
+            wait_to_start=self._duty.wait_until_trusted,
+        )
+
     def _build_queue_state(self, entitlements: Entitlements, clock: Clock) -> QueueState:
         settings = self._settings
         return QueueState(
@@ -536,6 +532,31 @@ class Server:
             duty=self._duty,
             limits_of=run_limits.of,
             secrets=self._secrets,
+        )
+
+    def _build_housekeeper(self, entitlements: Entitlements, clock: Clock, data_dir: Path) -> Housekeeper:
+        return Housekeeper(
+            self._store,
+            clock,
+            data_dir,
+            self._settings,
+            self._pools.removers,
+            entitlements,
+            self._prepared_models,
+            Memory(lambda: self._service.forget_unused()),
+        )
+
+    def _build_reloading(self, entitlements: Entitlements, run_limits: RunLimitsPolicy) -> Reloading:
+        return Reloading(
+            self._settings,
+            self._service,
+            entitlements,
+            run_limits,
+            self._secrets,
+            self._authenticator,
+            self._audit,
+            self._scheduler.choose_anew,
+            self._pools.readers,
         )
 
     def _build_service(

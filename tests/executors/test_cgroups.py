@@ -13,7 +13,7 @@ from waiting import eventually
 
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import NO_LIMITS, RunKey
-from evalrpc.executors.local import executor
+from evalrpc.executors.local import run
 from evalrpc.executors.local.cgroups import MEMORY, Cgroups, RunCgroup, find_cgroups
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.processes import processes_of_job
@@ -154,7 +154,7 @@ def test_a_run_that_can_not_enter_its_cgroup_starts_no_program(runs: Runs, tmp_p
 def test_a_run_whose_cgroup_says_that_something_is_left_has_not_ended(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "_KILL_SECONDS", 0.1)
+    monkeypatch.setattr(run, "_KILL_SECONDS", 0.1)
     runs.executor = LocalExecutor(cgroups=Cgroups(tmp_path, tmp_path))
     cgroup = fake(tmp_path / f"evalrpc-{runs.key.job_id}-1", populated=1)
     handle = runs.start("pass")

@@ -6,8 +6,9 @@ import threading
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.executors.base import Device, Resources, RunKey
-from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor
+from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.gpu_memory import RELEASE_SECONDS, SLACK_BYTES, GpuGuard, NvmlMemory
+from evalrpc.executors.local.run import LOCAL_NODE
 from evalrpc.harnesses.base import Command
 
 GIB = 1 << 30

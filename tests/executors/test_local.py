@@ -22,10 +22,11 @@ from waiting import eventually
 
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import Resources, RunKey
-from evalrpc.executors.local import executor, shim
-from evalrpc.executors.local.executor import LocalRun, _about_to_begin
+from evalrpc.executors.local import leftovers, run, shim
 from evalrpc.executors.local.fork_server import ForkServer
+from evalrpc.executors.local.leftovers import _about_to_begin
 from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.executors.local.run import LocalRun
 from evalrpc.executors.local.traces import TRACES_DIR
 from evalrpc.harnesses.base import Command, Exit
 
@@ -332,7 +333,7 @@ def test_a_run_that_leaves_nothing_is_ended_without_a_search(runs: Runs, monkeyp
     handle = runs.start("pass")
     assert ended(handle) == Exit(code=0)
     with monkeypatch.context() as context:
-        context.setattr(executor, "processes_of_job", lambda *_: pytest.fail("it looked for processes"))
+        context.setattr(leftovers, "processes_of_job", lambda *_: pytest.fail("it looked for processes"))
         handle.end(0.0)
 
 
@@ -383,7 +384,7 @@ time.sleep(1000)
 
 
 def test_a_stopped_shim_does_not_keep_a_run_from_being_ended(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_SHIM_SECONDS", 0.1)
+    monkeypatch.setattr(run, "SHIM_SECONDS", 0.1)
     handle = runs.start(SLEEPS[-1])
     runs.wait_for_log("ready")
     assert handle._shim is not None
@@ -648,8 +649,8 @@ def test_a_process_without_traces_is_waited_for_rather_than_started_twice(runs: 
         looks.append(len(looks) > 0 and has_left_traces(key))
         return looks[-1]
 
-    has_left_traces = executor._has_left_traces
-    monkeypatch.setattr(executor, "_has_left_traces", look)
+    has_left_traces = leftovers._has_left_traces
+    monkeypatch.setattr(leftovers, "_has_left_traces", look)
     handle = runs.find()
     assert looks == [False, True]
     assert not handle.wait(0)
@@ -659,7 +660,7 @@ def test_a_run_that_has_removed_its_traces_is_found_at_once(runs: Runs, monkeypa
     start_elsewhere_and_kill(runs, SLEEPS[-1])
     runs.wait_for_log("ready")
     shutil.rmtree(runs.key.attempt_dir)
-    monkeypatch.setattr(executor.time, "sleep", lambda _: pytest.fail("it waited"))
+    monkeypatch.setattr(leftovers.time, "sleep", lambda _: pytest.fail("it waited"))
     assert not runs.find().wait(0)
     monkeypatch.undo()
 

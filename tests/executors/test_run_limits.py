@@ -16,8 +16,9 @@ from running import SECONDS, Runs, ended
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import Resources, RunAccount, RunKey, RunLimits
 from evalrpc.executors.local.cgroups import MEMORY, PIDS, SERVER_CGROUP, Cgroups, RunCgroup, find_cgroups
-from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor, LocalRun
+from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.limits import rlimits_of
+from evalrpc.executors.local.run import LOCAL_NODE, LocalRun
 from evalrpc.harnesses.base import Command, Exit
 
 MIB = 1024 * 1024

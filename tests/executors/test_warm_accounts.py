@@ -21,8 +21,9 @@ from waiting import eventually
 from evalrpc.executors.base import NO_LIMITS, Resources, RunAccount, RunHandle, RunKey, RunLimits
 from evalrpc.executors.local import fork_server
 from evalrpc.executors.local.cgroups import RunCgroup, find_cgroups
-from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor
+from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.processes import processes_of_job, resident_bytes
+from evalrpc.executors.local.run import LOCAL_NODE
 from evalrpc.executors.local.warm_parents import WarmLimits, own_name
 from evalrpc.harnesses.base import Command, Exit, Preload
 

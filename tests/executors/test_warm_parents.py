@@ -22,8 +22,9 @@ from waiting import eventually
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import Resources, RunHandle, RunKey
 from evalrpc.executors.local import fork_server, warm_parent, warm_parents
-from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor, LocalRun
+from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.executors.local.run import LOCAL_NODE, LocalRun
 from evalrpc.executors.local.waiting_run import WaitingRun
 from evalrpc.executors.local.warm_parents import WarmLimits
 from evalrpc.harnesses.base import Command, Exit, Preload

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from evalrpc.executors.base import Device, Node, Resources
 from evalrpc.jobs.defaults import HERE
-from evalrpc.scheduling import placement
-from evalrpc.scheduling.placement import Capacity, Head, NodeCapacity, Placement, Preemption, QueuedJob, Reservation, Slots
+from evalrpc.scheduling import capacity, placement, wait_reasons
+from evalrpc.scheduling.capacity import Capacity, NodeCapacity, Slots
+from evalrpc.scheduling.placement import Head, Placement, Preemption, QueuedJob, Reservation
 from evalrpc.testing.executor import nodes_of
 from evalrpc.v1.jobs_pb2 import JobAttempt, JobInfo
 
@@ -125,29 +126,29 @@ def test_busy_gpus_never_hold_up_jobs_without_gpus() -> None:
     ],
 )
 def test_the_slots_follow_from_gpus_and_max_running(gpus: int, max_running: int, expected: Slots) -> None:
-    assert placement.slots(gpus, max_running) == expected
+    assert capacity.slots(gpus, max_running) == expected
 
 
 def test_a_job_that_is_bound_to_the_machine_of_the_scheduler_says_what_that_lacks() -> None:
     bound = queued(1, 2)._replace(executor=HERE)
     there = cluster(node("alpha", 1, 1), node("beta", 8, 8)._replace(is_remote=True))
     reason = "needs 2 GPUs of alpha, where engines are started and models prepared, and that has 1 in all"
-    assert placement.wait_reason(bound, 0, there) == reason
+    assert wait_reasons.wait_reason(bound, 0, there) == reason
     assert placement.next_placement(heads([bound]), there, 0.0, RESERVATION)[0] is None
     there = cluster(node("alpha", 1, 1)._replace(is_remote=True), node("beta", 8, 8))
-    assert placement.wait_reason(bound, 0, there) == "about to start"
+    assert wait_reasons.wait_reason(bound, 0, there) == "about to start"
 
 
 def test_the_wait_reason_says_what_is_missing() -> None:
     none, one, four = queued(1, 0), queued(2, 1), queued(3, 4)
-    assert placement.wait_reason(one, 0, free(1)) == "about to start"
-    assert placement.wait_reason(none, 5, free(0)) == "about to start", "jobs with GPUs don't keep it waiting"
-    assert placement.wait_reason(four, 0, free(1)) == "needs 4 GPUs, 1 free"
-    assert placement.wait_reason(one, 1, free(0)) == "needs 1 GPU, 0 free"
-    assert placement.wait_reason(one, 1, free(1)) == "needs 1 GPU, 1 free; the jobs before it come first"
-    assert placement.wait_reason(one, 0, free(0, quarantined=2)) == "needs 1 GPU, 0 free, 2 quarantined, see GetQueue"
-    assert placement.wait_reason(none, 2, free(1, slots_without_gpus=0)) == "all slots for jobs without GPUs are taken"
-    assert placement.wait_reason(one, 2, free(1, slots=0)) == "all slots for running jobs are taken"
+    assert wait_reasons.wait_reason(one, 0, free(1)) == "about to start"
+    assert wait_reasons.wait_reason(none, 5, free(0)) == "about to start", "jobs with GPUs don't keep it waiting"
+    assert wait_reasons.wait_reason(four, 0, free(1)) == "needs 4 GPUs, 1 free"
+    assert wait_reasons.wait_reason(one, 1, free(0)) == "needs 1 GPU, 0 free"
+    assert wait_reasons.wait_reason(one, 1, free(1)) == "needs 1 GPU, 1 free; the jobs before it come first"
+    assert wait_reasons.wait_reason(one, 0, free(0, quarantined=2)) == "needs 1 GPU, 0 free, 2 quarantined, see GetQueue"
+    assert wait_reasons.wait_reason(none, 2, free(1, slots_without_gpus=0)) == "all slots for jobs without GPUs are taken"
+    assert wait_reasons.wait_reason(one, 2, free(1, slots=0)) == "all slots for running jobs are taken"
 
 
 def test_the_wait_reason_names_the_job_that_gpus_are_kept_for() -> None:
@@ -156,10 +157,10 @@ def test_the_wait_reason_names_the_job_that_gpus_are_kept_for() -> None:
     kept = reservation(jobs[:2], free(2))
     assert kept == Reservation(jobs[0], "local")
     assert (
-        placement.wait_reason(jobs[1], 1, free(2), kept)
+        wait_reasons.wait_reason(jobs[1], 1, free(2), kept)
         == "needs 1 GPU, 2 free; GPUs are kept for job job-1, which needs 4 and has waited long"
     )
-    assert placement.wait_reason(jobs[0], 0, free(2), kept) == "needs 4 GPUs, 2 free"
+    assert wait_reasons.wait_reason(jobs[0], 0, free(2), kept) == "needs 4 GPUs, 2 free"
 
 
 # Several nodes.
@@ -193,11 +194,11 @@ def test_one_node_is_kept_for_a_wide_job_and_the_others_go_on() -> None:
 def test_the_wait_reason_names_no_job_of_another_owner_where_that_must_stay_hidden() -> None:
     alices, bobs = (queued(number, 1)._replace(owner=owner) for number, owner in ((2, "alice"), (3, "bob")))
     kept = Reservation(queued(1, 4)._replace(owner="alice"), "local")
-    assert "GPUs are kept for job job-1," in placement.wait_reason(alices, 1, free(2), kept, names_others=False)
-    assert placement.wait_reason(bobs, 1, free(2), kept, names_others=False) == (
+    assert "GPUs are kept for job job-1," in wait_reasons.wait_reason(alices, 1, free(2), kept, names_others=False)
+    assert wait_reasons.wait_reason(bobs, 1, free(2), kept, names_others=False) == (
         "needs 1 GPU, 2 free; GPUs are kept for another job, which needs 4 and has waited long"
     )
-    assert "GPUs are kept for job job-1," in placement.wait_reason(bobs, 1, free(2), kept)
+    assert "GPUs are kept for job job-1," in wait_reasons.wait_reason(bobs, 1, free(2), kept)
 
 
 def test_no_node_is_kept_that_lacks_gpus_for_the_job() -> None:
@@ -211,32 +212,32 @@ def test_no_node_is_kept_that_lacks_gpus_for_the_job() -> None:
 def test_the_wait_reason_counts_by_node_where_there_are_several() -> None:
     nodes = cluster(node("a", 1, 4), node("b", 3, 4))
     one, four = queued(2, 1), queued(1, 4)
-    assert placement.wait_reason(four, 0, nodes) == "needs 4 GPUs on one node, at most 3 free on one"
-    assert placement.wait_reason(one, 1, nodes) == "needs 1 GPU, 4 free; the jobs before it come first"
-    kept = placement.wait_reason(one, 1, nodes, Reservation(four, "b"))
+    assert wait_reasons.wait_reason(four, 0, nodes) == "needs 4 GPUs on one node, at most 3 free on one"
+    assert wait_reasons.wait_reason(one, 1, nodes) == "needs 1 GPU, 4 free; the jobs before it come first"
+    kept = wait_reasons.wait_reason(one, 1, nodes, Reservation(four, "b"))
     assert "; GPUs of node b are kept for job job-1, which needs 4 and has waited long" in kept
     too_wide = "needs 5 GPUs on one node, and no node of this server has more than 4"
-    assert placement.wait_reason(queued(3, 5), 0, nodes) == too_wide
+    assert wait_reasons.wait_reason(queued(3, 5), 0, nodes) == too_wide
     quarantined = cluster(node("a", 1, 4, quarantined=3), node("b", 0, 4, quarantined=1))
-    assert "at most 1 free on one, 4 quarantined, see GetQueue" in placement.wait_reason(four, 0, quarantined)
+    assert "at most 1 free on one, 4 quarantined, see GetQueue" in wait_reasons.wait_reason(four, 0, quarantined)
 
 
 def test_without_a_node_nothing_starts() -> None:
     assert placed([queued(1, 0), queued(2, 1)], cluster()) is None
-    assert placement.wait_reason(queued(1, 0), 0, cluster()) == "there is no node to run on"
+    assert wait_reasons.wait_reason(queued(1, 0), 0, cluster()) == "there is no node to run on"
 
 
 def test_where_a_job_was_placed_follows_from_its_devices() -> None:
     nodes = nodes_of({"a": ("a0",), "b": ("b0", "b1")})
-    assert placement.resources_of(JobInfo(gpus=["b1"]), nodes) == Resources("b", ("b1",))
-    assert placement.resources_of(JobInfo(), nodes) == Resources("a")
-    assert placement.resources_of(JobInfo(gpus=["gone"]), nodes) == Resources("a", ("gone",))
-    assert placement.resources_of(JobInfo(), []) == Resources("")
+    assert capacity.resources_of(JobInfo(gpus=["b1"]), nodes) == Resources("b", ("b1",))
+    assert capacity.resources_of(JobInfo(), nodes) == Resources("a")
+    assert capacity.resources_of(JobInfo(gpus=["gone"]), nodes) == Resources("a", ("gone",))
+    assert capacity.resources_of(JobInfo(), []) == Resources("")
 
 
 def test_where_a_job_was_placed_is_what_its_attempt_says() -> None:
     job = JobInfo(attempts=[JobAttempt(node="b")])
-    assert placement.resources_of(job, nodes_of({"a": (), "b": ()})) == Resources("b")
+    assert capacity.resources_of(job, nodes_of({"a": (), "b": ()})) == Resources("b")
 
 
 def on_cluster(sequence: int, num_gpus: int = 0, *, created: float = 0.0) -> QueuedJob:
@@ -269,13 +270,13 @@ def test_a_job_that_can_not_start_on_its_executor_keeps_none_of_another_waiting(
 def test_a_cluster_takes_as_many_runs_as_it_is_allowed_whatever_slots_the_server_has() -> None:
     assert chosen([on_cluster(1)], with_cluster(0, 0, free_runs=1, slots=0)) == 1
     assert chosen([on_cluster(1)], with_cluster(8, 8, free_runs=0)) is None
-    reason = placement.wait_reason(on_cluster(1), 0, with_cluster(8, 8, free_runs=0))
+    reason = wait_reasons.wait_reason(on_cluster(1), 0, with_cluster(8, 8, free_runs=0))
     assert reason == "all slots of cluster for running jobs are taken"
 
 
 def test_a_job_of_an_executor_that_is_gone_says_so() -> None:
     assert chosen([on_cluster(1)], free(8)) is None
-    assert placement.wait_reason(on_cluster(1), 0, free(8)) == "this server has no executor 'cluster' any more"
+    assert wait_reasons.wait_reason(on_cluster(1), 0, free(8)) == "this server has no executor 'cluster' any more"
 
 
 @settings(deadline=None)
@@ -287,7 +288,7 @@ def test_a_job_of_an_executor_that_is_gone_says_so() -> None:
     slots=st.integers(0, 3),
 )
 def test_every_waiting_job_has_a_wait_reason_of_one_line(num_gpus: int, position: int, gpus: int, cpu: int, slots: int) -> None:
-    reason = placement.wait_reason(queued(1, num_gpus), position, free(gpus, cpu, slots))
+    reason = wait_reasons.wait_reason(queued(1, num_gpus), position, free(gpus, cpu, slots))
     assert reason
     assert "\n" not in reason
 
@@ -297,7 +298,7 @@ class Model:
 
     def __init__(self, nodes: Sequence[Node], max_running: int) -> None:
         self.nodes = nodes
-        self.slots = placement.slots(sum(len(node.devices) for node in nodes), max_running)
+        self.slots = capacity.slots(sum(len(node.devices) for node in nodes), max_running)
         self.queue: list[QueuedJob] = []
         self.running: dict[QueuedJob, Placement] = {}
         self.now = 0.0
@@ -307,7 +308,7 @@ class Model:
         assert len(held) == len(set(held)), "a GPU was given twice"
         without_gpus = sum(1 for job in self.running if not job.num_gpus)
         slots = Slots(self.slots.total - len(self.running), self.slots.without_gpus - without_gpus)
-        return Capacity(tuple(placement.node_capacity(node, set(held)) for node in self.nodes), slots)
+        return Capacity(tuple(capacity.node_capacity(node, set(held)) for node in self.nodes), slots)
 
     def start_all(self) -> None:
         while (chosen := placed(self.queue, self.free(), self.now)) is not None:
@@ -386,9 +387,9 @@ def test_a_wide_job_does_not_starve_under_an_endless_stream_of_small_ones(others
 
 def test_a_cordoned_device_is_not_free_and_is_counted_by_itself() -> None:
     devices = (Device("0", is_cordoned=True), Device("1", quarantine_reason="hot"), Device("2"), Device("3", "", "hot", True))
-    capacity = placement.node_capacity(Node("local", devices), frozenset())
-    assert capacity.free == ("2",)
-    known = Capacity((capacity,), Slots(4, 1))
+    known_node = capacity.node_capacity(Node("local", devices), frozenset())
+    assert known_node.free == ("2",)
+    known = Capacity((known_node,), Slots(4, 1))
     assert (known.quarantined_count, known.cordoned_count) == (1, 2)
     wide = queued(1, 2)
-    assert placement.wait_reason(wide, 0, known) == "needs 2 GPUs, 1 free, 1 quarantined, 2 cordoned, see GetQueue"
+    assert wait_reasons.wait_reason(wide, 0, known) == "needs 2 GPUs, 1 free, 1 quarantined, 2 cordoned, see GetQueue"

@@ -5,20 +5,18 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evalrpc.scheduling.capacity import Capacity, NodeCapacity, Slots
 from evalrpc.scheduling.placement import (
-    Capacity,
     Head,
-    NodeCapacity,
     Placement,
     Preemption,
     QueuedJob,
     Reservation,
     Running,
     RunningJob,
-    Slots,
     next_placement,
-    wait_reason,
 )
+from evalrpc.scheduling.wait_reasons import wait_reason
 
 RESERVATION = 600.0
 PLENTY = Slots(99, 99)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.executors.base import Resources
-from evalrpc.scheduling.placement import Capacity, NodeCapacity, Slots
+from evalrpc.scheduling.capacity import Capacity, NodeCapacity, Slots
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Change, JournalEvent, ListedJob, QueuedRow
 from evalrpc.testing.executor import nodes_of

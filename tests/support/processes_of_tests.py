@@ -9,7 +9,7 @@ from pathlib import Path
 from waiting import eventually
 
 from evalrpc.executors.local.environment import JOB_ID_VARIABLE
-from evalrpc.executors.local.executor import _is_living
+from evalrpc.executors.local.leftovers import is_living
 from evalrpc.executors.local.processes import GONE_OR_FOREIGN, name_of, parent_of, process_ids, processes_of_job
 from evalrpc.executors.local.shim import PID_FILE
 from evalrpc.files.opening import open_in
@@ -43,7 +43,7 @@ def shims_of_runs(data_dir: Path, job_id: str = "*") -> list[int]:
     attempts = f"jobs/{job_id}/attempt-*"
     folders = (*data_dir.glob(f"{attempts}/run"), *data_dir.glob(f"{attempts}/preparation/run"))
     recorded = filter(None, map(read_pid, folders))
-    return [pid for pid, start_time in recorded if _is_living(pid, start_time) and is_alive(pid)]
+    return [pid for pid, start_time in recorded if is_living(pid, start_time) and is_alive(pid)]
 
 
 def read_pid(folder: Path) -> tuple[int, str] | None:

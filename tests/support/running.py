@@ -8,7 +8,8 @@ from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
 from evalrpc.executors.base import Resources, RunHandle, RunKey
-from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor, LocalRun
+from evalrpc.executors.local.executor import LocalExecutor
+from evalrpc.executors.local.run import LOCAL_NODE, LocalRun
 from evalrpc.harnesses.base import Command, Exit
 
 CLEANING_UP = """
