@@ -36,6 +36,8 @@ from evalrpc.v1.suites_pb2 import SuiteRunEvent, WatchSuiteRunRequest
 RequestT = TypeVar("RequestT")
 MessageT = TypeVar("MessageT")
 ItemT = TypeVar("ItemT")
+WatchRequestT = TypeVar("WatchRequestT", WatchJobRequest, WatchSuiteRunRequest)
+EventT = TypeVar("EventT", JobEvent, SuiteRunEvent)
 BytesRequestT = TypeVar("BytesRequestT", ReadLogRequest, ReadArtifactRequest)
 BytesMessageT = TypeVar("BytesMessageT", ReadLogResponse, ReadArtifactResponse)
 
@@ -97,11 +99,41 @@ class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
         return self._policy.delay_seconds(failure)
 
 
-class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
-    """WatchJob: each event once, in order, up to the terminal one.
+class _EventsOfOne(Reader[WatchRequestT, EventT, EventT]):
+    """The events of one thing: each once, in order, up to the terminal one.
 
     Heartbeats are for the caller only with an interval of the caller's own: those of the server only keep the stream open.
     """
+
+    def __init__(
+        self,
+        request: WatchRequestT,
+        after_revision: int,
+        heartbeat_interval_seconds: float | None,
+        policy: ReconnectPolicy | None,
+    ) -> None:
+        super().__init__(policy)
+        self._request: WatchRequestT = request
+        if (interval := _duration(heartbeat_interval_seconds)) is not None:
+            self._request.heartbeat_interval.CopyFrom(interval)
+        self._wants_heartbeats = heartbeat_interval_seconds is not None
+        self._after_revision = after_revision
+
+    def request(self) -> WatchRequestT:
+        """Request everything after the last revision seen."""
+        self._request.after_revision = self._after_revision
+        return self._request
+
+    def _take(self, event: EventT) -> Iterable[EventT]:
+        if not event.terminal and _is_repeat(event, self._after_revision):
+            return ()
+        self._after_revision = max(self._after_revision, event.revision)
+        self._finished = event.terminal
+        return () if _is_bookmark(event) and not self._wants_heartbeats else (event,)
+
+
+class JobWatch(_EventsOfOne[WatchJobRequest, JobEvent]):
+    """WatchJob: each event of the job."""
 
     def __init__(
         self,
@@ -110,26 +142,11 @@ class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
         heartbeat_interval_seconds: float | None = None,
         policy: ReconnectPolicy | None = None,
     ) -> None:
-        super().__init__(policy)
-        self._request = build(WatchJobRequest, job_id=job_id, heartbeat_interval=_duration(heartbeat_interval_seconds))
-        self._wants_heartbeats = heartbeat_interval_seconds is not None
-        self._after_revision = after_revision
-
-    def request(self) -> WatchJobRequest:
-        """Request everything after the last revision seen."""
-        self._request.after_revision = self._after_revision
-        return self._request
-
-    def _take(self, event: JobEvent) -> Iterable[JobEvent]:
-        if not event.terminal and _is_repeat(event, self._after_revision):
-            return ()
-        self._after_revision = max(self._after_revision, event.revision)
-        self._finished = event.terminal
-        return () if _is_bookmark(event) and not self._wants_heartbeats else (event,)
+        super().__init__(build(WatchJobRequest, job_id=job_id), after_revision, heartbeat_interval_seconds, policy)
 
 
-class SuiteRunWatch(Reader[WatchSuiteRunRequest, SuiteRunEvent, SuiteRunEvent]):
-    """WatchSuiteRun: each event once, in order, up to the terminal one. Heartbeats as in JobWatch."""
+class SuiteRunWatch(_EventsOfOne[WatchSuiteRunRequest, SuiteRunEvent]):
+    """WatchSuiteRun: each event of the suite run."""
 
     def __init__(
         self,
@@ -138,23 +155,8 @@ class SuiteRunWatch(Reader[WatchSuiteRunRequest, SuiteRunEvent, SuiteRunEvent]):
         heartbeat_interval_seconds: float | None = None,
         policy: ReconnectPolicy | None = None,
     ) -> None:
-        super().__init__(policy)
-        heartbeat_interval = _duration(heartbeat_interval_seconds)
-        self._request = build(WatchSuiteRunRequest, suite_run_id=suite_run_id, heartbeat_interval=heartbeat_interval)
-        self._wants_heartbeats = heartbeat_interval_seconds is not None
-        self._after_revision = after_revision
-
-    def request(self) -> WatchSuiteRunRequest:
-        """Request everything after the last revision seen."""
-        self._request.after_revision = self._after_revision
-        return self._request
-
-    def _take(self, event: SuiteRunEvent) -> Iterable[SuiteRunEvent]:
-        if not event.terminal and _is_repeat(event, self._after_revision):
-            return ()
-        self._after_revision = max(self._after_revision, event.revision)
-        self._finished = event.terminal
-        return () if _is_bookmark(event) and not self._wants_heartbeats else (event,)
+        request = build(WatchSuiteRunRequest, suite_run_id=suite_run_id)
+        super().__init__(request, after_revision, heartbeat_interval_seconds, policy)
 
 
 class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):

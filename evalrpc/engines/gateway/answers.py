@@ -409,12 +409,7 @@ class Answers:
 
     def _count(self, question: Question, facts: Facts, *, replayed: bool) -> None:
         counters = self._counters
-        counters.answered += 1
-        counters.replayed += replayed
-        counters.truncated += facts.truncated
-        counters.empty += facts.empty
-        counters.prompt_tokens += facts.prompt_tokens
-        counters.completion_tokens += facts.completion_tokens
+        _add_answer(counters, facts, replayed=replayed)
         if question.part:
             self._count_part(question.part, facts, replayed=replayed)
         if question.key in self._failed:
@@ -427,13 +422,7 @@ class Answers:
         if part not in self._parts and len(self._parts) >= _MAX_PARTS:
             self._knows_parts = False
             return
-        counters = self._parts.setdefault(part, PartCounters(part))
-        counters.answered += 1
-        counters.replayed += replayed
-        counters.truncated += facts.truncated
-        counters.empty += facts.empty
-        counters.prompt_tokens += facts.prompt_tokens
-        counters.completion_tokens += facts.completion_tokens
+        _add_answer(self._parts.setdefault(part, PartCounters(part)), facts, replayed=replayed)
 
     def _note_failure(self, question: Question) -> None:
         if question.key not in self._failed and len(self._failed) < _MAX_FAILURES:
@@ -485,3 +474,12 @@ def _counted(facts: Facts, question: Question) -> Facts:
     if (facts.truncated or facts.empty) and question.is_log_likelihood:
         return facts._replace(truncated=False, empty=False)
     return facts
+
+
+def _add_answer(counters: Counters | PartCounters, facts: Facts, *, replayed: bool) -> None:
+    counters.answered += 1
+    counters.replayed += replayed
+    counters.truncated += facts.truncated
+    counters.empty += facts.empty
+    counters.prompt_tokens += facts.prompt_tokens
+    counters.completion_tokens += facts.completion_tokens
