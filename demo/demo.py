@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 
@@ -118,21 +118,22 @@ def stop(process: subprocess.Popen[str]) -> None:
 def evaluate(client: EvalClient) -> JobInfo:
     """Submit the evaluation, print its events, and return the job once it is completed. Raises DemoError."""
     heading("Job")
-    job = submit(client)
-    print(f"{job.job_id}: {job.request.model} on {', '.join(job.request.tasks)}")
-    try:
+    with submitted(client) as job:
+        print(f"{job.job_id}: {job.request.model} on {', '.join(job.request.tasks)}")
         job = follow(client, job)
-    except BaseException:  # Ctrl-C, too: the job would go on
-        end(client, job.job_id)
-        raise
     if job.status != JobStatus.JOB_STATUS_COMPLETED:
         raise DemoError("\n".join(("The job did not complete. The end of its log:", *job.error.log_tail)))
     return job
 
 
-def submit(client: EvalClient) -> JobInfo:
-    """Submit the evaluation."""
-    return client.evaluate("llava_hf", TASKS, {"pretrained": str(MODEL), "device_map": "cpu"}, device="cpu", batch_size=1)
+@contextmanager
+def submitted(client: EvalClient) -> Iterator[JobInfo]:
+    """Submit the evaluation, and end the job if the block ends by an error or by Ctrl-C: it would go on."""
+    job = client.evaluate("llava_hf", TASKS, {"pretrained": str(MODEL), "device_map": "cpu"}, device="cpu", batch_size=1)
+    with ExitStack() as on_error:
+        on_error.callback(end, client, job.job_id)
+        yield job
+        on_error.pop_all()
 
 
 def follow(client: EvalClient, job: JobInfo) -> JobInfo:
@@ -187,12 +188,8 @@ def run_again(client: EvalClient, first: JobInfo) -> None:
         if harness.cold_reason or time.monotonic() >= deadline:
             raise DemoError(f"lmms-eval was not kept in memory: {harness.cold_reason or 'it took too long'}")
         time.sleep(_LOOK_SECONDS)
-    job = submit(client)
-    try:
+    with submitted(client) as job:
         job = client.wait_for_job(job.job_id)
-    except BaseException:  # Ctrl-C, too: the job would go on
-        end(client, job.job_id)
-        raise
     if not job.attempts[-1].warm:
         raise DemoError("The second run was not forked from the process that has lmms-eval in memory.")
     show_table([("run", "seconds"), ("first", f"{seconds(first):.1f}"), ("warm", f"{seconds(job):.1f}")])

@@ -118,7 +118,7 @@ def _ask(context: click.Context, items: Callable[[EvalClient], list[CompletionIt
     try:
         with EvalClient(_address(context), timeout_seconds=_MAX_SECONDS, **given_credentials(context)) as client:
             return items(client)
-    except Exception:  # noqa: BLE001 (an error would be printed into the line that the person is typing)
+    except Exception:  # noqa: BLE001 - the last resort: it would be printed into the line that the person is typing
         return []
     finally:
         gc.collect()  # as in connection.connect

@@ -8,16 +8,15 @@ import click
 
 from evalrpc.cli import wording
 from evalrpc.cli.connection import client_options, connect, table_options
-from evalrpc.cli.exit_codes import ExitCode, fail
+from evalrpc.cli.job_ids import Match, is_whole, only
 from evalrpc.cli.output import Form, print_items, print_json_text, print_line
 from evalrpc.cli.suggestions import SuggestingGroup
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.client import EvalClient
+from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.v1.engines_pb2 import Engine, EngineKind, EngineState
 
 _PREFIX: Final = "engine-"
-_NUMBER_LENGTH: Final = 36
-_MIN_NUMBER_LENGTH: Final = 4
 
 _COLUMNS: Final = (
     Column("name"),
@@ -65,23 +64,30 @@ def stop_command(engine_id: str, address: str | None, as_json: bool) -> None:
         print_line(f"{engine_id} is being ended")
 
 
+class _Engines:
+    noun, listed_by = "engine", "evalrpc engines"
+
+
 def _whole_id(client: EvalClient, text: str) -> str:
-    """Return the id of the engine whose id begins so; what is no such beginning is left to the server. Exits with 2 if those of
-    several do."""
-    number = text.removeprefix(_PREFIX)
-    if not _MIN_NUMBER_LENGTH <= len(number) < _NUMBER_LENGTH:
+    """Return the id of the engine whose id begins so, without a call if it is whole; what is no such beginning is left to the
+    server. Exits with 2 if that is not one."""
+    try:
+        number = canonical_prefix(text.removeprefix(_PREFIX))
+    except ValueError:
+        number = ""
+    if not number:
         return text
-    found = [each.engine_id for each in client.list_engines().engines if each.engine_id.startswith(_PREFIX + number)]
-    if len(found) > 1:
-        fail(ExitCode.WRONG_CALL, f"the ids of several engines begin with {text}:", *(f"  {each}" for each in found))
-    return found[0] if found else text
+    if is_whole(number):
+        return _PREFIX + number
+    found = [each for each in client.list_engines().engines if each.engine_id.startswith(_PREFIX + number)]
+    return only(_Engines(), text, [Match(each.engine_id, (_state(each), each.served_model.model)) for each in found])
 
 
 def _row(engine: Engine) -> tuple[Cell, ...]:
     served = engine.served_model
     return (
         served.engine,
-        EngineState.Name(engine.state).removeprefix("ENGINE_STATE_") if engine.state in EngineState.values() else engine.state,
+        _state(engine),
         served.model,
         engine.engine_id,
         engine.job_count,
@@ -93,6 +99,11 @@ def _row(engine: Engine) -> tuple[Cell, ...]:
         wording.time_text(engine.started_at),
         engine.restart_count,
     )
+
+
+def _state(engine: Engine) -> str:
+    state = engine.state
+    return EngineState.Name(state).removeprefix("ENGINE_STATE_") if state in EngineState.values() else str(state)
 
 
 def _details(engine: Engine) -> Iterator[str]:

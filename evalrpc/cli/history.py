@@ -133,7 +133,8 @@ def history_command(
     for each value of the label --by, and for each model.
 
     With --trend it has a row for each metric: its change from the first step to the last, the bounds of that with a confidence
-    of 95 %, and the step at which an alarm was raised because it fell. The alarm stays valid however often one looks.
+    of 95 %, and the step at which an alarm was raised because it fell. The alarm stays valid however often one looks. A trend
+    needs 5 points, and an alarm 6, and what is better, as the harness or --direction says.
 
     Without --status, only completed jobs count.
     """
@@ -212,7 +213,7 @@ def _trend_row(history: _History, trend: MetricTrend) -> tuple[Cell, ...]:
         trend.task,
         trend.metric,
         wording.trend(trend),
-        f"at {trend.alarm.step:.15g}" if trend.HasField("alarm") else "",
+        wording.alarm_cell(trend),
         *(slope * distance for slope in slopes),
         *([None] * (3 - len(slopes))),
         trend.noise if slopes else None,
@@ -262,7 +263,10 @@ def _fail_without(error: ModuleNotFoundError) -> None:
 def _panels(history: _History) -> list[plotting.Panel]:
     by_metric = _by_metric(history)
     if not by_metric:
-        fail(ExitCode.WRONG_CALL, "there is nothing to draw: none of these jobs has such a metric")
+        fail(
+            ExitCode.WRONG_CALL,
+            "there is nothing to draw: none of these jobs has such a metric; choose others, or another --metric",
+        )
     if len(by_metric) > _MAX_PLOTS:
         fail(
             ExitCode.WRONG_CALL,

@@ -37,11 +37,18 @@ class Match(NamedTuple):
     """What tells it from others, for people."""
 
 
-class Named(Protocol):
-    """A kind of things that are named in these ways."""
+class Kind(Protocol):
+    """A kind of things that have ids."""
 
     noun: str
     """What one is called, such as `job`."""
+
+    listed_by: str
+    """The command that lists them, such as `evalrpc list`."""
+
+
+class Named(Kind, Protocol):
+    """A kind of things that are named in these ways."""
 
     def newest(self, client: EvalClient, selector: str) -> Match | None:
         """Return the newest with these labels."""
@@ -63,7 +70,9 @@ def resolve_named(client: EvalClient, named: Named, text: str) -> str:
     kind, _, rest = text.partition(":")
     if kind == _LATEST:
         match = named.newest(client, _selector(text, rest))
-        return match.id if match else fail(ExitCode.WRONG_CALL, f"no {named.noun} matches {text}")
+        return (
+            match.id if match else fail(ExitCode.WRONG_CALL, f"no {named.noun} matches {text}: `{named.listed_by}` lists them")
+        )
     if kind == _BASELINE and rest:
         return named.baseline(client, rest)
     try:
@@ -73,7 +82,23 @@ def resolve_named(client: EvalClient, named: Named, text: str) -> str:
     if not prefix:
         ways = "its id, the first 4 characters of it or more, @latest, @latest:LABEL=VALUE or @baseline:NAME"
         fail(ExitCode.WRONG_CALL, f"there is no {named.noun} {text}: a {named.noun} is given by {ways}")
-    return prefix if len(prefix) == _UUID_CHARACTERS else _only(named, prefix, named.beginning(client, prefix, _MAX_SHOWN + 1))
+    return prefix if is_whole(prefix) else only(named, prefix, named.beginning(client, prefix, _MAX_SHOWN + 1))
+
+
+def is_whole(prefix: str) -> bool:
+    """Return whether the beginning of an id is all of it."""
+    return len(prefix) == _UUID_CHARACTERS
+
+
+def only(kind: Kind, prefix: str, matches: Sequence[Match]) -> str:
+    """Return the id of the only match. Exits with 2, and says what else begins so, if it is not one."""
+    if not matches:
+        fail(ExitCode.WRONG_CALL, f"there is no {kind.noun} whose id begins with {prefix}: `{kind.listed_by}` lists them")
+    if len(matches) > 1:
+        shown = [f"  {'  '.join((match.id, *match.facts))}" for match in matches[:_MAX_SHOWN]]
+        more = ["  and more"] if len(matches) > _MAX_SHOWN else []
+        fail(ExitCode.WRONG_CALL, f"the ids of several {kind.noun}s begin with {prefix}:", *shown, *more)
+    return matches[0].id
 
 
 def baseline_filter(name: str) -> JobFilter:
@@ -82,7 +107,7 @@ def baseline_filter(name: str) -> JobFilter:
 
 
 class _Jobs:
-    noun = "job"
+    noun, listed_by = "job", "evalrpc list"
 
     def newest(self, client: EvalClient, selector: str) -> Match | None:
         return next(iter(self._first(client, JobFilter(label_selector=selector), 1)), None)
@@ -109,13 +134,3 @@ def _selector(text: str, selector: str) -> str:
     except ValueError as error:
         fail(ExitCode.WRONG_CALL, f"{text}, after the colon: {error}")
     return selector
-
-
-def _only(named: Named, prefix: str, matches: Sequence[Match]) -> str:
-    if not matches:
-        fail(ExitCode.WRONG_CALL, f"there is no {named.noun} whose id begins with {prefix}")
-    if len(matches) > 1:
-        shown = [f"  {'  '.join((match.id, *match.facts))}" for match in matches[:_MAX_SHOWN]]
-        more = ["  and more"] if len(matches) > _MAX_SHOWN else []
-        fail(ExitCode.WRONG_CALL, f"the ids of several {named.noun}s begin with {prefix}:", *shown, *more)
-    return matches[0].id

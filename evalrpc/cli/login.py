@@ -55,7 +55,7 @@ def _read_token() -> str:
     """Return what is typed, which nobody sees, or the first line of a pipe."""
     token = click.prompt("Token", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not token.strip():
-        fail(ExitCode.WRONG_CALL, "no token was given")
+        fail(ExitCode.WRONG_CALL, "no token was given: `evalrpc token create`, on the server's machine, makes one")
     return str(token.strip())
 
 

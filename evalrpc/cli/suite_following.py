@@ -34,7 +34,10 @@ def wait_for_runs(
             if ends_at is None:
                 raise  # it was an answer that took too long
             left = len(suite_run_ids) - done
-            fail(ExitCode.TIMED_OUT, f"the time is over, and {left} of {len(suite_run_ids)} suite runs have not ended")
+            fail(
+                ExitCode.TIMED_OUT,
+                f"the time is over, and {left} of {len(suite_run_ids)} suite runs have not ended: they go on",
+            )
 
 
 def watch_run(client: EvalClient, suite_run_id: str, reconnect_timeout: timedelta) -> None:

@@ -29,7 +29,7 @@ def resolve_run(client: EvalClient, text: str) -> str:
 
 
 class _SuiteRuns:
-    noun = "suite run"
+    noun, listed_by = "suite run", "evalrpc suite-runs"
 
     def newest(self, client: EvalClient, selector: str) -> Match | None:
         return next(_matches(client.list_suite_runs(label_selector=selector, page_size=1)), None)
@@ -41,7 +41,7 @@ class _SuiteRuns:
         """The run of the job that is the baseline."""
         text = f"@baseline:{name}"
         suite_run_id = client.get_job(resolve(client, text)).suite_run_id
-        return suite_run_id or fail(ExitCode.WRONG_CALL, f"the job {text} is of no suite run")
+        return suite_run_id or fail(ExitCode.WRONG_CALL, f"the job {text} is of no suite run: `{self.listed_by}` lists them")
 
 
 def _matches(runs: Iterator[SuiteRun]) -> Iterator[Match]:

@@ -48,7 +48,8 @@ def wait_command(
         except TimeoutError:
             if timeout is None:
                 raise  # it was an answer that took too long
-            fail(ExitCode.TIMED_OUT, f"the time is over, and {len(job_ids) - len(ended)} of {len(job_ids)} jobs have not ended")
+            left = len(job_ids) - len(ended)
+            fail(ExitCode.TIMED_OUT, f"the time is over, and {left} of {len(job_ids)} jobs have not ended: they go on")
         except KeyboardInterrupt:
             fail(ExitCode.INTERRUPTED)
     if set(ended) != {JobStatus.JOB_STATUS_COMPLETED}:

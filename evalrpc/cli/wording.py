@@ -19,6 +19,9 @@ BASELINE_LABEL: Final = "evalrpc.baseline"
 _SHORT_REASON_CHARACTERS: Final = 20
 """A line with a shorter text may have it by chance."""
 
+_MIN_TREND_POINTS: Final = 5
+"""As `MetricTrend.slope` in the schema."""
+
 METRIC_COLUMNS: Final = (
     Column("task"),
     Column("metric"),
@@ -152,14 +155,25 @@ def better(metric: Metric | MetricTrend) -> str:
 
 
 def trend(metric: MetricTrend) -> str:
-    """Say how a metric goes; empty for too few points."""
+    """Say how a metric goes, or why that can't be said."""
     if not metric.HasField("slope"):
-        return ""
+        if metric.point_count < _MIN_TREND_POINTS:
+            return "too few"
+        return "one step" if metric.first_step == metric.last_step else ""  # else its numbers are too large
     if metric.slope_lower <= 0 <= metric.slope_upper:
         return "unclear"
     if not metric.HasField("higher_is_better"):
         return "rising" if metric.slope > 0 else "falling"
     return "better" if (metric.slope > 0) == metric.higher_is_better else "worse"
+
+
+def alarm_cell(metric: MetricTrend) -> str:
+    """Say where a metric has fallen, or why that isn't watched; empty if it has not fallen."""
+    if metric.HasField("alarm"):
+        return f"at {metric.alarm.step:.15g}"
+    if metric.HasField("alarm_p_value"):
+        return ""
+    return "too few" if metric.HasField("higher_is_better") else "needs --direction"
 
 
 def alarm(metric: MetricTrend) -> str:

@@ -76,7 +76,7 @@ def _answering(method: MethodDescriptor, implementation: Callable[[Any, Call], A
             answer: Message | bytes = await implementation(message, call)
         except EvalrpcError:
             raise
-        except Exception as error:
+        except Exception as error:  # the last resort: no transport gets anything but errors of ours
             raise _bug(method) from error
         return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
@@ -151,7 +151,7 @@ def _streaming(
                 await implementation(message, call._replace(send=stream.send, reserve=stream.reserve))
             except EvalrpcError:
                 raise
-            except Exception as error:
+            except Exception as error:  # as above
                 raise _bug(method) from error
         return b""
 

@@ -160,7 +160,7 @@ class CheckpointEvaluator:
                 is_done = self._submit(saved, end)
             except (EvalrpcError, OSError, ValueError, TypeError) as error:
                 logger.error("can't evaluate %s: %s", saved.path, error)  # noqa: TRY400 - expected, so without a traceback
-            except Exception:  # a bug, for which the training does not end
+            except Exception:  # the last resort: the training does not end for a bug in here
                 logger.exception("can't evaluate %s", saved.path)
             with self._changed:
                 if self._waiting and self._waiting[0] is saved:

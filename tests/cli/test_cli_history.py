@@ -328,7 +328,8 @@ def test_a_bar_reaches_one_standard_error_up_and_down() -> None:
 
 
 def trends() -> GetHistoryResponse:
-    """Build a metric that has fallen, one that goes well where less is better, one without direction, and a short one."""
+    """Build a metric that has fallen, one that goes well where less is better, one without direction, a short one, and one
+    of which all values are of one step."""
     names = {"task": "mme", "filter": "none", "run": "x", "point_count": 9, "first_step": 100, "last_step": 900}
     line = {"slope": -1e-4, "slope_lower": -2e-4, "slope_upper": -5e-5, "noise": 0.01}
     alarm = FallAlarm(job_id="job-900", step=900, before=0.61, after=0.52, after_count=2)
@@ -337,20 +338,22 @@ def trends() -> GetHistoryResponse:
             MetricTrend(metric="acc", higher_is_better=True, alarm_p_value=0.001, alarm=alarm, **names, **line),
             MetricTrend(metric="wer", higher_is_better=False, alarm_p_value=1, **names, **line),
             MetricTrend(metric="size", **names, **{**line, "slope_upper": 1e-5}),
-            MetricTrend(metric="short", **names),
+            MetricTrend(metric="short", higher_is_better=True, **{**names, "point_count": 4}),
+            MetricTrend(metric="still", higher_is_better=True, alarm_p_value=1, **{**names, "last_step": 100}),
         ]
     )
 
 
-def test_the_trend_of_a_metric_is_a_row_with_its_change_and_its_alarm(run: Run, service: FakeService) -> None:
+def test_the_trend_of_a_metric_is_a_row_with_its_change_and_alarm_or_why_there_are_none(run: Run, service: FakeService) -> None:
     service.history = trends()
     header, *rows = (line.split("\t") for line in run("--trend", "--by", "run").stdout.splitlines())
     names = ("run", "metric", "trend", "alarm", "change", "at_least", "at_most", "noise", "alarm_p", "points", "job")
     assert [[row[header.index(name)] for name in names] for row in rows] == [
         ["x", "acc", "worse", "at 900", "-0.0800", "-0.1600", "-0.0400", "0.0100", "0.0010", "9", "job-900"],
         ["x", "wer", "better", "", "-0.0800", "-0.1600", "-0.0400", "0.0100", "1.0000", "9", ""],
-        ["x", "size", "unclear", "", "-0.0800", "-0.1600", "0.0080", "0.0100", "", "9", ""],
-        ["x", "short", "", "", "", "", "", "", "", "9", ""],
+        ["x", "size", "unclear", "needs --direction", "-0.0800", "-0.1600", "0.0080", "0.0100", "", "9", ""],
+        ["x", "short", "too few", "too few", "", "", "", "", "", "4", ""],
+        ["x", "still", "one step", "", "", "", "", "", "1.0000", "9", ""],
     ]
 
 

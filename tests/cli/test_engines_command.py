@@ -72,6 +72,8 @@ def test_an_engine_is_named_by_the_beginning_of_its_id(run: Run, service: FakeSe
         assert run("engines", "stop", text).stdout == f"{ids[0]} is being ended\n"
     result = run("engines", "stop", "0b54")
     assert (result.exit_code, "several engines begin with 0b54" in result.stderr) == (2, True)
+    result = run("engines", "stop", "engine-ffff")
+    assert (result.exit_code, "there is no engine whose id begins with engine-ffff" in result.stderr) == (2, True)
     assert [request.engine_id for request in service.received["StopEngine"]] == [ids[0]] * 3  # type: ignore[attr-defined]
 
 

@@ -122,7 +122,7 @@ def test_wait_ends_with_124_when_the_time_is_over(run: Run, service: FakeService
 
     result = run("wait", A, B, "--timeout", "50ms")
 
-    assert (result.exit_code, result.stderr) == (124, "evalrpc: the time is over, and 1 of 2 jobs have not ended\n")
+    assert (result.exit_code, result.stderr) == (124, "evalrpc: the time is over, and 1 of 2 jobs have not ended: they go on\n")
 
 
 @pytest.mark.parametrize(("status", "exit_code"), [(COMPLETED, 0), (FAILED, 1), (RUNNING, 124)])

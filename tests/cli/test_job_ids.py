@@ -90,7 +90,7 @@ def test_the_latest_is_the_first_that_the_server_lists_with_these_labels(run: Ru
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("@latest:run=z", "evalrpc: no job matches @latest:run=z\n"),
+        ("@latest:run=z", "evalrpc: no job matches @latest:run=z: `evalrpc list` lists them\n"),
         ("@latest:run=(", "evalrpc: @latest:run=(, after the colon: at character 5: expected"),
         ("@baseline:main", "evalrpc: there is no baseline main: `evalrpc baseline list` lists them\n"),
     ],

@@ -95,7 +95,10 @@ def test_a_server_that_can_not_say_whose_the_token_is_may_still_accept_it(server
 def test_no_token_is_a_wrong_call(server: FakeServer, typed: str) -> None:
     result = run("login", server.address, input=typed)
 
-    assert (result.exit_code, result.stderr) == (2, "evalrpc: no token was given\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "evalrpc: no token was given: `evalrpc token create`, on the server's machine, makes one\n",
+    )
 
 
 def test_a_token_is_never_sent_in_the_open_to_be_tried() -> None:

@@ -179,8 +179,8 @@ def test_a_revoked_token_ends_its_watch_which_goes_on_with_another_token(
             error = error_of(lambda watch=watch: watch)
             assert error.code() is grpc.StatusCode.UNAUTHENTICATED
             assert reason_of(error) == "UNAUTHENTICATED"
-            assert error.details() == "the token was revoked"
-        assert error_of(api.GetCaller).details() == "the token was revoked"
+            assert error.details() == "the token was revoked: take another one"
+        assert error_of(api.GetCaller).details() == "the token was revoked: take another one"
         site.release(job.job_id)
         events = list(other.watch(job.job_id, after_revision=first.revision))
         assert events[-1].terminal
@@ -195,7 +195,7 @@ def test_an_expired_token_ends_its_watch(server: ServerHere, clock: MovableClock
         clock.move_ahead(3601)
         error = error_of(lambda: watch)
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert error_of(api.GetCaller).details() == error.details() == "the token has expired"
+        assert error_of(api.GetCaller).details() == error.details() == "the token has expired: take another one"
 
 
 def test_a_reader_that_never_reads_does_not_keep_a_revoked_token_alive(

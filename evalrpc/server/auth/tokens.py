@@ -55,7 +55,7 @@ class Tokens:
         token = self._tokens.get(parts.token_id) if parts else None
         is_genuine = compare_digest(parts.digest if parts else _NO_DIGEST, token.stored.digest if token else _NO_DIGEST)
         if token is None or not is_genuine:
-            raise UnauthenticatedError("the server does not know this token")
+            raise UnauthenticatedError("the server does not know this token: ask its operator for one")
         if token.stored.revoked_ns is not None:
             raise _revoked()
         if token.principal.sign_in.has_expired(self._clock):
@@ -107,7 +107,7 @@ class Tokens:
 
 def expired() -> UnauthenticatedError:
     """Return the error for a token that was good once."""
-    return UnauthenticatedError("the token has expired")
+    return UnauthenticatedError("the token has expired: take another one")
 
 
-_revoked: Final = partial(UnauthenticatedError, "the token was revoked")
+_revoked: Final = partial(UnauthenticatedError, "the token was revoked: take another one")

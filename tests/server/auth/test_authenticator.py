@@ -112,7 +112,7 @@ def test_an_unknown_token_and_a_wrong_secret_are_refused_in_the_same_words(withi
 
     async def use(door: Door) -> None:
         messages = {str(await refused(door, wrong)) for wrong in (unknown, f"{token[:21]}{unknown[21:]}", "x", token.upper())}
-        assert messages == {"the server does not know this token"}
+        assert messages == {"the server does not know this token: ask its operator for one"}
 
     within(use)
 

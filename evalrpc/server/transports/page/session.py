@@ -86,5 +86,5 @@ async def _token_of(request: HttpRequest) -> str:
     if not isinstance(token, str) or not token:
         raise InvalidRequestError('the body must be JSON such as {"token": "..."}')
     if not (token.isascii() and token.isprintable()) or set(token) & set(' ;,"\\'):
-        raise UnauthenticatedError("this is no token")
+        raise UnauthenticatedError("the token has characters that no token has")
     return token
