@@ -470,7 +470,8 @@ class Supervisor:
                 return self._ended_on_request(results, transitions.preempt)
             case _Ending.LET_GO | _Ending.GIVEN_UP:
                 return None
-        raise RunFailedError("TIMED_OUT", f"the run took longer than its timeout of {job.timeout.ToTimedelta()}")
+        took = f"the run took longer than its timeout of {job.timeout.ToTimedelta()}"
+        raise RunFailedError("TIMED_OUT", f"{took}: submit it with a longer one, or with a limit of documents")
 
     def _find(self, key: RunKey) -> None:
         """Take hold of the run if it has begun, under an earlier server or in an earlier try."""
