@@ -9,10 +9,10 @@ from evalrpc.executors.slurm import batch
 
 _LOADER: Final = """\
 #!{python} -IS
-import sys, types
+import __future__, sys, types
 def load(name, source):
     module = sys.modules[name] = types.ModuleType(name)
-    exec(compile("from __future__ import annotations\\n" + source, name, "exec"), module.__dict__)
+    exec(compile(source, name, "exec", __future__.annotations.compiler_flag), module.__dict__)
     return module
 for name in ("evalrpc", "evalrpc.executors", "evalrpc.executors.local"):
     sys.modules[name] = types.ModuleType(name)
