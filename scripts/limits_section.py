@@ -14,7 +14,7 @@ from evalrpc.results import layout
 from evalrpc.results import metrics as extras
 from evalrpc.scheduling import limited_process
 from evalrpc.server import limits, reflection, sample_validation, secret_use, served_use, service, threads, unread, validation
-from evalrpc.server.transports.http import codec, connection
+from evalrpc.server.transports.http import codec, connection, request
 
 _KIB, _MIB, _GIB = 1024, 1024**2, 1024**3
 
@@ -66,6 +66,11 @@ def calls() -> Iterator[tuple[str, str, str]]:
     yield ("calls on a connection", "`max_streams_per_connection`", "a wait in the client")
     yield ("connections", "`max_connections`", "a closed connection: UNAVAILABLE without a reason")
     yield (
+        "time without a call, and age of a connection",
+        "`max_connection_idle_seconds`, `max_connection_age_seconds`",
+        "a closed connection; calls in progress have a minute, and our streams resume",
+    )
+    yield (
         f"unread answers over {size(limits.SMALL_BYTES)}",
         "`max_unread_bytes`",
         f"a wait, or {_EXHAUSTED} `TOO_MUCH_UNREAD`",
@@ -73,6 +78,7 @@ def calls() -> Iterator[tuple[str, str, str]]:
     yield ("a question to reflection", size(reflection.MAX_REQUEST_BYTES), "INVALID_ARGUMENT, `INVALID_REQUEST`")
     yield ("a request as JSON, over HTTP", size(codec.MAX_JSON_BYTES), f"{_EXHAUSTED} `REQUEST_TOO_LARGE`")
     yield ("what is before the body of an HTTP request", size(connection.MAX_HEAD_BYTES), "status 431 and a closed connection")
+    yield ("parameters of an HTTP request", f"{request.MAX_PARAMETERS:,}", "INVALID_ARGUMENT, `INVALID_REQUEST`")
     yield ("comparisons at a time, of all callers", f"{threads.MAX_COMPARISONS}", "a wait for its turn")
     long_work = f"of these, that read more than {size(comparer.QUICK_BYTES)} or take longer than {comparer.QUICK_SECONDS:g} s"
     yield (long_work, f"{threads.MAX_LONG_COMPARISONS}", "a wait for its turn")
@@ -172,6 +178,11 @@ def answers() -> Iterator[tuple[str, str, str]]:
     )
     yield ("metrics in a JobInfo", size(size_limits.MAX_METRICS_BYTES), "`metrics_truncated`; ListMetrics has all")
     yield ("tasks in a JobInfo", size(size_limits.MAX_TASK_RESULTS_BYTES), "fewer tasks; ListMetrics has the metrics of all")
+    yield (
+        "attempts in a JobInfo",
+        f"the first and the last {transitions.KEPT_ATTEMPTS}",
+        "preempted ones in between are left out; `attempt_count` counts all",
+    )
     yield ("points of a page of GetHistory", f"{history.MAX_POINTS:,}, {seconds(history.LIMITS)}", f"a token; {_TOO_MUCH}")
     yield (
         "trends of GetHistory",

@@ -18,7 +18,8 @@ BODY_SECONDS: Final = 30.0
 SESSION_COOKIE: Final = "evalrpc_session"
 """The cookie with a browser's token: see `transports/page/session.py`."""
 
-_MAX_PARAMETERS: Final = 1000
+MAX_PARAMETERS: Final = 1000
+"""In the query."""
 _NO_CONTENT: Final = 204
 
 SAFE: Final = (
@@ -94,10 +95,10 @@ class HttpRequest:
     @cached_property
     def parameters(self) -> Sequence[tuple[str, str]]:
         """The parameters in the query. Raises InvalidRequestError."""
+        if self.query.count(b"&") >= MAX_PARAMETERS:
+            raise InvalidRequestError(f"the query has more than {MAX_PARAMETERS} parameters")
         try:
-            return parse_qsl(
-                self.query.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_PARAMETERS, errors="strict"
-            )
+            return parse_qsl(self.query.decode("ascii"), keep_blank_values=True, errors="strict")
         except ValueError:
             raise InvalidRequestError("the query must be NAME=VALUE pairs with & between them, encoded as in any URL") from None
 
