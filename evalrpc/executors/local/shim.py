@@ -37,8 +37,6 @@ warm run has the account of its parent, which is that of the programs.
 Once its `pid` is written, a shim takes the name RUN_NAME. Until then it may still be about to begin a run.
 """
 
-from __future__ import annotations
-
 import errno
 import marshal
 import os
@@ -46,12 +44,9 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
-
-TYPE_CHECKING = False  # as for type checkers; to load `typing` takes a third of the start of the fork server
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, NoReturn
+from typing import Any, NoReturn
 
 PID_FILE = "pid"
 EXIT_FILE = "exit"
