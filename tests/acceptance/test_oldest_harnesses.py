@@ -80,9 +80,7 @@ def test_lmms_eval(tmp_path: Path, lmms_python: Path, serve: Callable[[str], Ser
     python = oldest(lmms_eval._PACKAGE, lmms_python, tmp_path / "env")
     server = serve(config("lmms-eval", python, tasks))
     model_args = {"pretrained": model, "device": "cpu", "device_map": "cpu"}
-    task_args = {"system_instruction": "Count: ", "force_simple": True, "seed": 7}
-    rows = expect_metric(server, "llava_hf", "lmms-eval", "exact_match", model_args, task_args)
-    assert [row["input"] for row in rows] == ["Count: 0 + 1?", "Count: 1 + 1?"]
+    expect_metric(server, "llava_hf", "lmms-eval", "exact_match", model_args, {"force_simple": False, "seed": 7})
 
 
 @pytest.mark.slow
