@@ -31,6 +31,7 @@ _MAX_NAMES: Final = 20_000
 
 _MIN_NAMES: Final = 50
 _CHECKED_ENTRIES: Final = 1000
+_BETWEEN: Final = "\0/"  # in no name: after NUL a byte follows as two digits
 
 _RUN_PARTS: Final = 3
 """How many parts of a path a run may have replaced, counted from its end: `JOB_ID/attempt-N/output` in the data directory, and
@@ -275,17 +276,26 @@ def _in_order(root: int, prefix: str, after: str, max_names: int, check: Callabl
     """Yield the names of the files and folders in a folder, with the prefix, in their order, which is also that of all files
     below them. The name of a folder ends with `/`. Left out are files up to `after`, and folders that have no later ones.
 
-    There may be millions, so no more than `max_names` are in memory; then the folder is looked through again.
+    There may be millions, so no more than `max_names` are in memory; then the folder is looked through again. They are in one
+    text: thousands of small ones, which a listing keeps until its next page, would leave gaps in memory between what stays.
     """
     after_here = after[len(prefix) :] if after.startswith(prefix) else ""
     max_bytes = MAX_NAME_BYTES - len(prefix.encode())
-    names, last = [""] * max_names, ""
-    while len(names) == max_names:
+    count, last = max_names, ""
+    while count == max_names:
         with _readable_folder_below(root, prefix) as entries:
-            names = _first_names(entries, after_here, last, max_names, max_bytes, check)
-        for name in names:
-            yield prefix + name
-            last = name
+            first = _first_names(entries, after_here, last, max_names, max_bytes, check)
+        count, names = len(first), _BETWEEN.join([*first, ""])
+        del first
+        for last in _split(names):
+            yield prefix + last
+
+
+def _split(names: str) -> Iterator[str]:
+    start = 0
+    while (end := names.find(_BETWEEN, start)) >= 0:
+        yield names[start:end]
+        start = end + len(_BETWEEN)
 
 
 def _first_names(

@@ -116,6 +116,14 @@ def test_a_file_of_the_same_size_and_time_is_read_again(api: Api) -> None:
     assert checksums_of(api, job_id) == {"a": sha256(b"2")}
 
 
+def test_a_file_of_any_time_has_one(api: Api) -> None:
+    job_id, folder = output_of(api, early=b"early", late=b"late")
+    os.utime(folder / "early", ns=(0, -(10**18)))
+    os.utime(folder / "late", (0, 2**34))  # more nanoseconds than 64 bits hold
+    for _ in range(2):  # computed, and known
+        assert checksums_of(api, job_id) == {"early": sha256(b"early"), "late": sha256(b"late")}
+
+
 def test_checksums_that_hang_hold_up_nothing_else(server: ServerHere, site: Site) -> None:
     api = server.api
     jobs = [api.run("good") for _ in range(2)]
