@@ -92,9 +92,12 @@ MAX_MESSAGES: Final = 3
 """How many messages of a stream are read before it is left."""
 MAX_GROWTH_MIB: Final = 16
 """How much larger the server may be after the second half of the inputs than after the first."""
+LOST_BYTES_PER_DEADLINE: Final = 96
+"""What grpcio (1.76 to 1.85) never frees of a call whose deadline passes while its message is awaited: a batch of 80 bytes."""
 MAX_PROBLEMS: Final = 20
 
 REFUSED: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+DEADLINE: Final = grpc.StatusCode.DEADLINE_EXCEEDED.name
 ENDED_BY_CLIENT: Final = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 
@@ -106,6 +109,8 @@ class Trial:
     problems: list[str] = field(default_factory=list)
     rss_mib: list[float] = field(default_factory=list)
     """The server's memory before the inputs, and after each share of them."""
+    deadlines: list[int] = field(default_factory=lambda: [0])
+    """How many calls had ended by their deadline by then."""
     seconds: float = 0.0
 
     def note(self, target: Target, status: str, problem: str) -> None:
@@ -209,6 +214,7 @@ async def run_trial(server: ServerProcess, model: Path, count: int, seed: int) -
             some = islice(inputs, share)
             await asyncio.gather(*(send_all(channel, inputs, some, trial) for _ in range(IN_FLIGHT)))
             trial.rss_mib.append(rss_mib(server.pid))
+            trial.deadlines.append(sum(counts[DEADLINE] for counts in trial.statuses.values()))
             print(
                 f"{sum(counts.total() for counts in trial.statuses.values())} inputs: {trial.rss_mib[-1]} MiB", file=sys.stderr
             )
@@ -301,9 +307,11 @@ def rss_mib(pid: int) -> float:
 
 
 def problems_at_the_end(trial: Trial, log: str, exit_code: int, left: list[int]) -> Iterator[str]:
-    half = trial.rss_mib[len(trial.rss_mib) // 2]
-    if trial.rss_mib[-1] - half > MAX_GROWTH_MIB:
-        yield f"the server grew from {half} to {trial.rss_mib[-1]} MiB in the second half"
+    half = len(trial.rss_mib) // 2
+    lost_mib = LOST_BYTES_PER_DEADLINE * (trial.deadlines[-1] - trial.deadlines[half]) / 2**20
+    before, after = trial.rss_mib[half], trial.rss_mib[-1]
+    if after - before > MAX_GROWTH_MIB + lost_mib:
+        yield f"the server grew from {before} to {after} MiB in the second half, {lost_mib:.1f} of which are gRPC's"
     if tracebacks := list(re.finditer("Traceback", log)):
         place = tracebacks[0].start()
         yield f"{len(tracebacks)} tracebacks in the log, the first of them: {log[max(0, place - 300) : place + 3000]}"
