@@ -10,7 +10,7 @@ from evalrpc.files.opening import FoundFile, open_file
 from evalrpc.files.read_budget import ReadBudget
 
 _HASH_BYTES: Final = 1024 * 1024
-_MAX_CHECKSUMS: Final = 10_000
+_MAX_CHECKSUMS: Final = 4096
 
 
 class Checksums:

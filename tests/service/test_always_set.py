@@ -17,12 +17,14 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from serving import COMPLETED, RUNNING, Api, Site, submission
 
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, ServedModel
+from evalrpc.v1.history_pb2 import TrendOptions
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobFilter, ServedModel
 from evalrpc.v1.suites_pb2 import SUITE_RUN_VIEW_DECISION
 
 PROTOS = Path(__file__).parents[2] / "protos" / "evalrpc" / "v1"
 MESSAGE = re.compile(r"^message (\w+) \{")
 OPTIONAL = re.compile(r"^  optional (?:double|int32|int64) (\w+) = ")
+FALLING = (0.60, 0.61, 0.59, 0.60, 0.62, 0.60, 0.61, 0.60, 0.59, 0.61, 0.45, 0.44, 0.46)
 REQUESTS = re.compile(r"Request$|^EvaluateRequest$|^MetricThreshold$")
 
 
@@ -67,6 +69,17 @@ def job_with_samples(api: Api, folder: Path, values: tuple[int, int]) -> str:
     rows = ({"doc_id": n, "acc": value, "resps": "a", "input_media": [IMAGE]} for n, value in enumerate(values))
     (folder / "20260101_000000_samples_t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return api.run("prepared").job_id
+
+
+def trends_of_a_run_that_falls(api: Api, folder: Path) -> Message:
+    """Run a job for each step. Return the trends, with an alarm at step 0."""
+    for step, value in enumerate(FALLING, start=-11):
+        results = {"results": {"t": {"acc,none": value}}}
+        (folder / "20260101_000000_results.json").write_text(json.dumps(results))
+        api.run("prepared", labels={"run": "falls", "step": str(step)})
+    listing = {"filter": JobFilter(label_selector="run=falls"), "trends": TrendOptions(higher_is_better=True)}
+    token = api.GetHistory(**listing).next_page_token
+    return api.GetHistory(**listing, page_token=token)
 
 
 @pytest.fixture
@@ -126,6 +139,7 @@ def answers(api: Api, site: Site) -> list[Message]:
         *api.ReadLog(job_id=api.run("good").job_id),
         *api.ReadArtifact(job_id=job_id, name="toy/empty"),
         *api.ReadSampleMedia(job_id=first, sample_id="0"),
+        trends_of_a_run_that_falls(api, folder),
     ]
 
 
