@@ -15,7 +15,7 @@ import pytest
 SETS_OF_A_TEST: Final = 3
 """How many parameter sets of one test are kept."""
 
-TESTS_OF_A_FILE: Final[Mapping[str, int]] = {"acceptance": 4, "engines": 5, "executors": 5, "service": 5}
+TESTS_OF_A_FILE: Final[Mapping[str, int]] = {"acceptance": 3, "engines": 4, "executors": 4, "service": 4}
 """How many tests of one file are kept, by folder: those where nearly every test starts a server, programs or a browser."""
 
 
