@@ -16,11 +16,10 @@ from evalrpc.config import HarnessSettings
 from evalrpc.errors import ReadLimitError
 from evalrpc.files.read_budget import ReadLimits
 from evalrpc.reading import page_tokens
-from evalrpc.reading.disk import MEMORY_LIMIT
 from evalrpc.reading.processes import ReadingProcesses
 from evalrpc.reading.remembered import Remembered
 from evalrpc.reading.turns import Turns
-from evalrpc.scheduling.limited_process import Limits
+from evalrpc.scheduling.limited_process import Limits, ProcessLimitError
 from evalrpc.v1.comparison_pb2 import (
     CompareJobsRequest,
     CompareJobsResponse,
@@ -128,20 +127,20 @@ class Comparer:
         """Do work in a process."""
         names = {job.request.harness for job in jobs} & self._harness_settings.keys()
         settings = [self._harness_settings[name] for name in names]
-        arguments = (do, order, list(map(_needed_of, jobs)), settings, self._data_dir)
-        answer = await self._try(owner, *arguments)
+        assignment = work.Assignment(do, order, list(map(_needed_of, jobs)), settings, self._data_dir)
+        answer = await self._try(owner, assignment)
         if answer is not work.Outcome.TAKES_LONG:
             return answer
         async with self._long_turns.turn(owner):
-            return await self._processes.call(PROCESS_USE, work.carry_out, *arguments, READ_LIMITS, owner=owner)
+            return await self._processes.call(PROCESS_USE, work.carry_out, assignment, READ_LIMITS, owner=owner)
 
-    async def _try(self, owner: str, *arguments: object) -> Any:
+    async def _try(self, owner: str, assignment: work.Assignment) -> Any:
         """Do work in a process, unless it takes long."""
         limits = READ_LIMITS._replace(max_bytes=QUICK_BYTES, max_seconds=QUICK_SECONDS)
         try:
-            return await self._processes.call(QUICK_USE, work.try_out, *arguments, limits, owner=owner)
+            return await self._processes.call(QUICK_USE, work.try_out, assignment, limits, owner=owner)
         except ReadLimitError as error:
-            if MEMORY_LIMIT not in error.metadata:  # it is no process that has reached its limits
+            if not isinstance(error.__cause__, ProcessLimitError):
                 raise
             return work.Outcome.TAKES_LONG
 

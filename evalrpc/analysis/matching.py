@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final
 
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import Struct
 
 from evalrpc.errors import FieldViolation, InvalidRequestError, MetricNotFoundError, NoResultsError
 from evalrpc.files.read_budget import ReadBudget
@@ -178,15 +178,10 @@ def _differences(ours: TaskResult, theirs: TaskResult) -> Iterator[str]:
 
 def _argument_differences(ours: Struct, theirs: Struct) -> Iterator[str]:
     """Yield which arguments of the tasks differ, if any do: the first by name, since there may be very many."""
-    names = sorted(name for name in {*ours.fields, *theirs.fields} if _argument(ours, name) != _argument(theirs, name))
+    names = sorted(name for name in {*ours.fields, *theirs.fields} if ours.fields.get(name) != theirs.fields.get(name))
     if names:
         more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         yield f"other task_args: {', '.join(name[:_MAX_NAME] for name in names[:MAX_NAMED])}{more}"
-
-
-def _argument(arguments: Struct, name: str) -> Value | None:
-    """Return the value of an argument, without adding it to those that there are."""
-    return arguments.fields.get(name)
 
 
 def _number_of(version: str) -> str:

@@ -4,7 +4,7 @@ the server, which only names these functions. What only a server needs is not im
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evalrpc.analysis.evidence import Evidence, Measured
 from evalrpc.analysis.flip_lists import Flips, FlipsPart
@@ -30,52 +30,43 @@ Work = Callable[[Any, Sequence[JobInfo], Mapping[str, Harness], Path, ReadBudget
 """Something that reads the samples of jobs, with what it needs to know: a function of this module."""
 
 
+class Assignment(NamedTuple):
+    """Work, and what it is done with."""
+
+    work: Work
+    order: object
+    """What the work needs to know."""
+    jobs: Sequence[JobInfo]
+    settings: Sequence[HarnessSettings]
+    """Those of the jobs' harnesses."""
+    data_dir: Path
+
+
 class Outcome(Enum):
     """What became of work instead of an answer."""
 
     TAKES_LONG = 1
 
 
-def carry_out(
-    work: Work,
-    order: object,
-    jobs: Sequence[JobInfo],
-    settings: Sequence[HarnessSettings],
-    data_dir: Path,
-    limits: ReadLimits,
-) -> Any:
+def carry_out(assignment: Assignment, limits: ReadLimits) -> Any:
     """Be called in the process: do work, with harnesses built from their settings."""
-    return _work_within(ReadBudget(limits), work, order, jobs, settings, data_dir)
+    return _work_within(ReadBudget(limits), assignment)
 
 
-def try_out(
-    work: Work,
-    order: object,
-    jobs: Sequence[JobInfo],
-    settings: Sequence[HarnessSettings],
-    data_dir: Path,
-    limits: ReadLimits,
-) -> Any:
+def try_out(assignment: Assignment, limits: ReadLimits) -> Any:
     """Be called in the process: do work, unless it takes more than the limits."""
     budget = ReadBudget(limits)
     try:
-        return _work_within(budget, work, order, jobs, settings, data_dir)
+        return _work_within(budget, assignment)
     except ReadLimitError:
         if not budget.is_spent:
             raise
         return Outcome.TAKES_LONG
 
 
-def _work_within(
-    budget: ReadBudget,
-    work: Work,
-    order: object,
-    jobs: Sequence[JobInfo],
-    settings: Sequence[HarnessSettings],
-    data_dir: Path,
-) -> Any:
-    harnesses = {each.name: build_harness(each) for each in settings}
-    return work(order, jobs, harnesses, data_dir, budget)
+def _work_within(budget: ReadBudget, assignment: Assignment) -> Any:
+    harnesses = {each.name: build_harness(each) for each in assignment.settings}
+    return assignment.work(assignment.order, assignment.jobs, harnesses, assignment.data_dir, budget)
 
 
 def compare(

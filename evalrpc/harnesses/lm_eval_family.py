@@ -41,15 +41,29 @@ _SEEDS: Final = 4
 """How many random generators are seeded: those of Python, NumPy, PyTorch and the choice of examples."""
 _MAX_LINE_CHARACTERS: Final = 2000  # matching takes quadratic time
 _PHASES: Final = (
-    (re.compile(r"Verbosity set to|Including path:"), Progress.PHASE_STARTING),
-    (re.compile(r"Selected Tasks|Running on rank|Building contexts for (?P<task>\S{1,200})"), Progress.PHASE_LOADING),
-    (re.compile(r"Running \w+ requests"), Progress.PHASE_EVALUATING),
-    (re.compile(r"Postprocess(ing|ed)\b|Saving results|bootstrapping for stddev"), Progress.PHASE_SCORING),
+    (
+        re.compile(r"Verbosity set to|Including path:"),
+        (b"Verbosity set to", b"Including path:"),
+        Progress.PHASE_STARTING,
+    ),
+    (
+        re.compile(r"Selected Tasks|Running on rank|Building contexts for (?P<task>\S{1,200})"),
+        (b"Selected Tasks", b"Running on rank", b"Building contexts for "),
+        Progress.PHASE_LOADING,
+    ),
+    (
+        re.compile(r"Running \w+ requests"),
+        (b" requests",),
+        Progress.PHASE_EVALUATING,
+    ),
+    (
+        re.compile(r"Postprocess(ing|ed)\b|Saving results|bootstrapping for stddev"),
+        (b"Postprocess", b"Saving results", b"bootstrapping for stddev"),
+        Progress.PHASE_SCORING,
+    ),
 )
-PROGRESS_WORDS: Final = (
-    *(b"Verbosity set to", b"Including path:", b"Selected Tasks", b"Running on rank", b"Building contexts for "),
-    *(b" requests", b"Postprocess", b"Saving results", b"bootstrapping for stddev"),
-)
+"""How lines say a phase, what each of these lines has, and the phase."""
+PROGRESS_WORDS: Final = tuple(word for _, words, _ in _PHASES for word in words)
 """What the lines have that say a phase."""
 
 
@@ -143,7 +157,7 @@ def _launcher(run: Run) -> Iterator[str]:
 
 def read_phase(line: str, progress: Progress) -> None:
     """Advance to the phase that the line indicates, never back: an answer in the log may say anything."""
-    for pattern, phase in _PHASES:
+    for pattern, _, phase in _PHASES:
         match = pattern.search(line)
         if match and phase >= progress.phase:
             progress.phase = phase

@@ -65,8 +65,13 @@ class Running:
         """Submit an evaluation, or with validate_only check one. It is validated first in any case. Returns the job; warnings
         name tasks that the harness does not list. Then call wait_for_job."""
         arguments = (model, tasks, model_args)
-        options: dict[str, Any] = {"limit": limit, "num_gpus": num_gpus, "harness": harness, "labels": labels or {}}
-        options["task_args"] = task_args
+        options: dict[str, Any] = {
+            "limit": limit,
+            "num_gpus": num_gpus,
+            "harness": harness,
+            "labels": labels or {},
+            "task_args": task_args,
+        }
         checked = await self._client.evaluate(*arguments, **options, validate_only=True)
         if validate_only:
             return plain_job(checked)

@@ -12,9 +12,6 @@ from evalrpc.scheduling.limited_process import LimitedProcess, ProcessLimitError
 
 _RETRY_DELAY_SECONDS: Final = 1.0
 
-MEMORY_LIMIT: Final = "limit_memory_bytes"
-"""What the metadata of a ReadLimitError has where it is a process that has reached its limits."""
-
 _T = TypeVar("_T")
 
 
@@ -45,7 +42,7 @@ def read_in(process: LimitedProcess, read: Callable[..., _T], *arguments: object
         return process.call(read, *arguments)
     except ProcessLimitError as error:
         use = process.limits
-        raise too_much(str(error), **{MEMORY_LIMIT: use.memory_bytes}, limit_seconds=use.processor_seconds) from error
+        raise too_much(str(error), limit_memory_bytes=use.memory_bytes, limit_seconds=use.processor_seconds) from error
 
 
 def require_inside(offset: int, size_bytes: int) -> None:

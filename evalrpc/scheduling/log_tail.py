@@ -166,9 +166,11 @@ def plain(line: bytes) -> str:
 
 def _begin_of_last(data: bytes, end: int, max_lines: int) -> int:
     """Return where the last lines of the first `end` bytes begin, which end with a line."""
+    if not max_lines:
+        return end
     skipped_count = data.count(b"\n", 0, end) + data.count(b"\r", 0, end) - max_lines
-    if skipped_count <= 0 or not max_lines:
-        return 0 if max_lines else end
+    if skipped_count <= 0:
+        return 0
     return next(islice(LINE_END.finditer(data, 0, end), skipped_count - 1, None)).end()
 
 

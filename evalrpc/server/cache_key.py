@@ -102,10 +102,8 @@ def _named_files(command: Command) -> Iterator[Path]:
 
 def _model_paths(request: EvaluateRequest, cwd: Path | None) -> Iterator[Path]:
     """Yield the files and folders that the model, or an argument of it or of the tasks, names; ignore other text."""
-    texts = sorted(
-        {request.model, *_texts(request.model_args), *_texts(request.task_args)}
-    )  # the order of a Struct differs between processes
-    return (path for text in texts if (path := _path(text, cwd)))
+    texts = {request.model, *_texts(request.model_args), *_texts(request.task_args)}
+    return (path for text in sorted(texts) if (path := _path(text, cwd)))  # the order of a Struct differs between processes
 
 
 def _path(text: str, cwd: Path | None) -> Path | None:

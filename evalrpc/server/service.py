@@ -580,8 +580,10 @@ class EvaluationService:
     async def _check_on_disk(self, job: JobInfo) -> None:
         """Raise InvalidRequestError with all that only a look at the disk tells is wrong, and say which commits are meant."""
         found: list[FieldViolation] = []
-        checks = (self._check_task_args, self._check_preparation, self._pin_models)
-        for check in (partial(self._check_names, job), *(partial(check, job.request) for check in checks)):
+        of_request = (
+            partial(check, job.request) for check in (self._check_task_args, self._check_preparation, self._pin_models)
+        )
+        for check in (partial(self._check_names, job), *of_request):
             try:
                 await check()
             except InvalidRequestError as error:

@@ -20,6 +20,9 @@ def nodes_of(devices: Mapping[str, Sequence[str]], quarantined: Mapping[str, str
 class FakeRun:
     """A run of FakeExecutor."""
 
+    waits_for: Final = ""
+    begun_ns: Final = 0  # it begins when it is started
+
     def __init__(self, key: RunKey, command: Command, resources: Resources) -> None:
         self.key = key
         self.command = command
@@ -47,16 +50,6 @@ class FakeRun:
     def is_warm(self) -> bool:
         """No run is."""
         return False
-
-    @property
-    def waits_for(self) -> str:
-        """It waits for nothing."""
-        return ""
-
-    @property
-    def begun_ns(self) -> int:
-        """It begins when it is started."""
-        return 0
 
     def owns_port(self, port: int) -> bool | None:  # noqa: ARG002 - there are no processes
         """Say that nobody listens."""

@@ -38,6 +38,8 @@ class LocalRun:
     is left. Raises OSError."""
 
     node: Final = LOCAL_NODE
+    waits_for: Final = ""
+    begun_ns: Final = 0  # it begins when it is started
 
     def __init__(
         self,
@@ -73,16 +75,6 @@ class LocalRun:
     def is_warm(self) -> bool:
         """Whether it was forked from a process that had the harness in memory."""
         return was_warm(traces_of(self._key))
-
-    @property
-    def waits_for(self) -> str:
-        """It waits for nothing."""
-        return ""
-
-    @property
-    def begun_ns(self) -> int:
-        """It begins when it is started."""
-        return 0
 
     def owns_port(self, port: int) -> bool | None:
         """Return whether it is a process of the run that listens at a port; None: nobody does. Raises OSError.

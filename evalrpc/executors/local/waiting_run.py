@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Final
 
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import Resources, RunHandle
@@ -14,6 +15,9 @@ class WaitingRun:
     """A run that begins once `made` is done; until then there is nothing of it, so that it can be ended at any time, and a
     later server starts it anew. It begins in `wait`, by `begin`. Where that lacked something, `find` tells whether it has.
     """
+
+    waits_for: Final = ""
+    begun_ns: Final = 0  # it begins when it is started
 
     def __init__(
         self,
@@ -39,16 +43,6 @@ class WaitingRun:
     def is_warm(self) -> bool:
         """Whether it was forked in the end."""
         return self._run is not None and self._run.is_warm
-
-    @property
-    def waits_for(self) -> str:
-        """It waits for nothing."""
-        return ""
-
-    @property
-    def begun_ns(self) -> int:
-        """It begins when it is started."""
-        return 0
 
     def owns_port(self, port: int) -> bool | None:
         """Return whether it listens at a port."""
