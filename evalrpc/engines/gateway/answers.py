@@ -287,7 +287,7 @@ class Answers:
             while chunk := await answer.chunk():
                 chunks.append(chunk)
                 size += len(chunk)
-                if size > MAX_RECORDED_BYTES or (size > _UNBUDGETED_BYTES and not held.grow(len(chunk))):
+                if size > MAX_RECORDED_BYTES or (size > _UNBUDGETED_BYTES and not held.grow_to(size)):
                     held.release()
                     await self._pass_on(answer, asked, chunks, None)
                     return None
@@ -447,7 +447,7 @@ class _Copy:
             return
         self._size += len(chunk)
         self._chunks.append(chunk)
-        if self._size > MAX_RECORDED_BYTES or (self._size > _UNBUDGETED_BYTES and not self._held.grow(len(chunk))):
+        if self._size > MAX_RECORDED_BYTES or (self._size > _UNBUDGETED_BYTES and not self._held.grow_to(self._size)):
             self.is_whole = False
             self._chunks.clear()
 

@@ -54,11 +54,12 @@ class Reservation:
         self.size = size
         """How many bytes there are."""
 
-    def grow(self, size: int) -> bool:
-        """Take more bytes if they are free, and return whether they were."""
-        taken = self._budget.try_reserve(size)
-        self.size += size if taken else 0
-        return taken
+    def grow_to(self, size: int) -> bool:
+        """Take bytes up to this size if they are free, and return whether they were."""
+        if not self._budget.try_reserve(size - self.size):
+            return False
+        self.size = size
+        return True
 
     def shrink(self, size: int) -> None:
         """Give back what is above this size."""
