@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from evalrpc.harnesses.sample_answers import failure
+from evalrpc.harnesses.sample_answers import failure, is_empty
 from evalrpc.v1.comparison_pb2 import AnswerCounts
 
 _ANSWERS: Final = ("resps", "filtered_resps", "answer")
@@ -68,11 +68,9 @@ def _is_failed(answer: object) -> bool:
 
 def _is_empty(answer: object) -> bool:
     """Return whether there is nothing but white space in an answer, or in nested lists of answers."""
-    if isinstance(answer, str):
-        return not answer or answer.isspace()
     if isinstance(answer, list):
         return all(map(_is_empty, answer))
-    return answer is None
+    return answer is None or (isinstance(answer, str) and is_empty(answer))
 
 
 def _is_cut_off(row: Mapping[str, object]) -> bool:

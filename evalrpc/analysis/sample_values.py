@@ -32,7 +32,10 @@ _MAX_VALUE: Final = 1e100  # no sum of such values overflows; a larger one makes
 _TOLERANCE: Final = 1e-4
 _HASH_OF_NONE: Final = hashlib.sha256(b"null").hexdigest()
 """What lmms-eval gives every document for a hash."""
-_TRUTH: Final = {"True": True, "False": False}
+_TRUTH: Final = {
+    text: is_true for word, is_true in (("True", True), ("False", False)) for text in (word, f"np.{word}_", f"tensor({word})")
+}
+"""How truth is written as text, as JSON writers do with that of NumPy and PyTorch."""
 
 
 class MetricKey(NamedTuple):

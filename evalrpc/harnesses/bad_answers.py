@@ -18,7 +18,7 @@ class BadAnswers:
     """These have no text, or white space alone."""
     total: int
     first: str = ""
-    """Why the first of them failed; empty if none did, or that is not known."""
+    """Why the first of them failed, or, if none did, why some are empty; empty if that is not known."""
 
     @property
     def count(self) -> int:
@@ -29,7 +29,7 @@ class BadAnswers:
         """Say it in one line; `of` names the answers, such as `samples of task mmlu`."""
         empty = f"{self.empty} of {self.total} {of} {'are' if self.total > 1 else 'is'} empty"
         if not self.failed:
-            return shorten(empty)
+            return shorten(f"{empty}: {self.first}" if self.first else empty)
         more = f", and {self.empty} more are empty" if self.empty else ""
         return shorten(f"{self.failed} of {self.total} {of} failed{more}: {self.first or 'the harness does not say why'}")
 
@@ -42,10 +42,11 @@ def require_answers(found: Mapping[str, BadAnswers], request: EvaluateRequest) -
     """Return a warning for everything of which some answers are bad; its key names the answers.
 
     Raises RunFailedError with reason ALL_REQUESTS_FAILED where no answer is good and some failed, or TOO_MANY_BAD_ANSWERS where
-    more are bad than the request allows. Empty answers alone may be what the model says, so that a request has to exclude them.
+    more are bad than the request allows. Empty answers alone may be what the model says, so that a request has to exclude them,
+    unless something says why they are empty.
     """
     bad = {of: answers for of, answers in found.items() if answers.count > 0}
-    unanswered = (of for of, answers in bad.items() if answers.failed and answers.count == answers.total)
+    unanswered = (of for of, answers in bad.items() if answers.count == answers.total and (answers.failed or answers.first))
     _require(bad, unanswered, "ALL_REQUESTS_FAILED")
     if request.HasField("max_bad_answer_ratio"):
         bound = request.max_bad_answer_ratio

@@ -1,9 +1,11 @@
 """What is installed in a harness's own environment, read from the disk, and the command that queries it."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,7 +19,14 @@ from evalrpc.v1.results_pb2 import ModelResult
 SCRIPTS: Final = Path(preloading.__file__).parent
 """The folder of what the harnesses' own interpreters run."""
 
-_VERSION: Final = r"(.+)\.dist-info"
+_METADATA: Final = r"-(.+?)(?:-py[0-9.]+)?\.(?:dist|egg)-info"
+"""How the names of folders of metadata go on after the package's: conda has some with the version of Python."""
+_NO_TAG: Final = re.compile(r"0(?:\.[01])?(?:\.0)*(?:\.dev[0-9]+)?\+.*")
+"""The versions that tools make up where the repository has no tag, such as a shallow clone. They say nothing."""
+_PACKAGES: Final = ("lib*/python*/*-packages", "local/lib*/python*/*-packages")
+"""Where packages lie below the folder of an installation, and of Debian's own."""
+_WITH_SYSTEM: Final = re.compile(r"^include-system-site-packages\s*=\s*true\s*$", re.MULTILINE | re.IGNORECASE)
+_HOME: Final = re.compile(r"^home\s*=\s*(.+?)\s*$", re.MULTILINE)
 
 
 class Package(NamedTuple):
@@ -45,6 +54,12 @@ def note_version(settings: HarnessSettings, package: Package, results: Mapping[s
             result.harness_versions[package.name] = version
 
 
+def is_older(settings: HarnessSettings, package: Package, version: str) -> bool:
+    """Return whether the installed version is known to be older than another."""
+    installed = _installed_version(settings, package)
+    return installed is not None and not _NO_TAG.fullmatch(installed) and _parts(installed) < _parts(version)
+
+
 def installed_modules(settings: HarnessSettings, *names: str) -> list[str]:
     """Return those modules of a harness that are installed beside the interpreter, and so none whose name a client made up."""
     return [name for name in names if _has_module(settings.python, name)]
@@ -61,9 +76,9 @@ def _unavailable_reason(settings: HarnessSettings, version: str | None, package:
     python = shutil.which(settings.python)
     if python is None:
         return f"there is no program {settings.python}: set harnesses.{settings.name}.python to {package.title}'s interpreter"
-    if version is None:
+    if version is None and not _has_package(settings, package):
         return f"{package.title} is not installed for {python}: run `{python} -m pip install {package.name}`"
-    if _parts(version) < _parts(package.oldest):
+    if is_older(settings, package, package.oldest):
         newer = f"'{package.name}>={package.oldest}'"
         return f"{package.title} {version} of {python} is too old: run `{python} -m pip install {newer}`"
     missing = [str(folder) for folder in settings.include_path if not folder.is_dir()]
@@ -77,18 +92,43 @@ def _parts(version: str) -> list[int]:
 
 
 def _installed_version(settings: HarnessSettings, package: Package) -> str | None:
-    """Return the version of the package that is installed beside the interpreter; None without either."""
-    pattern = re.compile(re.escape(package.name) + "-" + _VERSION)
-    folders = [folder for folder in _package_folders(settings.python) if folder.is_dir()]
+    """Return the version of the package that the interpreter finds; None without either, or where no metadata says it."""
+    pattern = re.compile(re.escape(package.name) + _METADATA)
+    folders = [folder for folder in _searched_folders(settings) if folder.is_dir()]
     names = (pattern.fullmatch(entry.name) for folder in folders for entry in sorted(folder.iterdir()))
     return next((match[1] for match in names if match), None)
 
 
+def _has_package(settings: HarnessSettings, package: Package) -> bool:
+    """Return whether the interpreter finds the package, perhaps as source code that was never installed."""
+    return any((folder / package.name / "__init__.py").is_file() for folder in _searched_folders(settings))
+
+
+def _searched_folders(settings: HarnessSettings) -> Iterator[Path]:
+    """Yield the folders in which the interpreter looks for packages, in its order; none without it."""
+    if shutil.which(settings.python) is not None:
+        yield from map(Path, filter(None, settings.env.get("PYTHONPATH", "").split(os.pathsep)))
+        yield from _package_folders(settings.python)
+
+
 def _package_folders(interpreter: Path) -> Iterator[Path]:
-    """Yield the folders of packages beside the interpreter; none without it."""
+    """Yield the folders of packages beside the interpreter, then those of the one that a virtual environment shares them with;
+    none without it."""
     python = shutil.which(interpreter)
-    if python is not None:
-        yield from Path(python).parent.parent.glob("lib*/python*/*-packages")
+    if python is None:
+        return
+    prefix = Path(python).parent.parent
+    for folder in (prefix, *_shared_prefix(prefix)):
+        for pattern in _PACKAGES:
+            yield from folder.glob(pattern)
+
+
+def _shared_prefix(prefix: Path) -> Iterator[Path]:
+    with suppress(OSError, UnicodeDecodeError):
+        settings = (prefix / "pyvenv.cfg").read_text()
+        home = _HOME.search(settings)
+        if home and _WITH_SYSTEM.search(settings):
+            yield Path(home[1]).parent
 
 
 def catalog_command(settings: HarnessSettings, script: str, preload: Preload) -> Command:

@@ -14,12 +14,13 @@ from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import arguments, lm_eval_family, task_args
 from evalrpc.harnesses.arguments import plain_arguments, yaml_text
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
+from evalrpc.harnesses.gpu_modes import gpu_mode, name_parts
 from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, installed_modules, note_version
 from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.harnesses.served import pointed_at
 from evalrpc.harnesses.task_args import BOOLEAN, SEED, TABLE, TEXT, TaskArg, is_text
 from evalrpc.v1.catalog_pb2 import HarnessInfo
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
+from evalrpc.v1.jobs_pb2 import GPU_MODE_MODEL_PARALLEL, GPU_MODE_UNSPECIFIED, EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "lm-eval"
@@ -58,6 +59,8 @@ _MODEL_MODULES: Final = {
 """Where the types of models are that have not their module's name."""
 _CHAT_TYPES: Final = "chat-completions"
 """How the names of model types end that take chats only."""
+_APIS: Final = frozenset({"completions", "anthropic", "litellm", "textsynth", "watsonx", "gguf", "ggml"})
+"""Parts of the names of models that a server answers for: each of several processes would ask it everything."""
 _TASK_ARGS: Final = {
     "apply_chat_template": TaskArg(
         "true, false, or the name of a template", lambda value: isinstance(value, bool) or is_text(value)
@@ -117,13 +120,13 @@ class LmEvalHarness:
     def command(self, run: Run) -> Command:
         """Build the command line. Model and generation arguments go into a file, which preserves every value."""
         config = self._config(run.request)
-        return lm_eval_family.command(
-            self._settings, run, _preload(self._settings, run.request.model), _options(run), _CONFIG_NAME, config
-        )
+        preload = _preload(self._settings, run.request.model)
+        return lm_eval_family.command(self._settings, run, self.gpu_mode(run), preload, _options(run), _CONFIG_NAME, config)
 
     def gpu_mode(self, run: Run) -> GpuMode.ValueType:
         """Return whether one process per GPU runs, or one that sees all."""
-        return lm_eval_family.gpu_mode(run)
+        is_api = not _APIS.isdisjoint(name_parts(run.request))
+        return gpu_mode(run, GPU_MODE_MODEL_PARALLEL if is_api else GPU_MODE_UNSPECIFIED)
 
     def with_served_model(self, request: EvaluateRequest, served: ServedEndpoint) -> EvaluateRequest:
         """Have the server asked for completions where it knows log-probabilities, and so can do every task, and otherwise for

@@ -12,31 +12,14 @@ from evalrpc.harnesses.base import Command, Exit, Preload, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.ignored_settings import ignored_settings
 from evalrpc.harnesses.names import device_violations, task_problem
-from evalrpc.harnesses.sample_answers import AnswersOfRun
+from evalrpc.harnesses.sample_answers import AnswersOfRun, reason_in_log
 from evalrpc.results.layout import missing_tasks, read_results, unread_results
-from evalrpc.results.metrics import number
-from evalrpc.v1.jobs_pb2 import (
-    GPU_MODE_DATA_PARALLEL,
-    GPU_MODE_MODEL_PARALLEL,
-    GPU_MODE_UNSPECIFIED,
-    EvaluateRequest,
-    GpuMode,
-    Progress,
-)
+from evalrpc.v1.jobs_pb2 import GPU_MODE_DATA_PARALLEL, EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
 
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,8})?|[1-9][0-9]{0,8}")
 _NOT_SAVED = re.compile(r".*(?: - |\] )(?P<error>\w+(?:Error|Exception)\(.*\))")
-_ENGINES: Final = frozenset({"vllm", "sglang", "srt", "trtllm", "fastvideo", "nanovlm", "async"})
-"""Parts of the names of models that an engine runs, which has processes of its own, or that spread their copies themselves."""
-_STRATEGIES: Final = ("auto", "balanced", "balanced_low_0", "sequential")
-"""The device maps of accelerate that spread a model."""
-_SIZES: Final = (
-    *("tensor_parallel_size", "tensor_parallel", "tp_size", "tp", "pipeline_parallel_size", "pp_size", "pp"),
-    *("data_parallel_size", "data_parallel", "dp_size", "dp", "expert_parallel_size", "ep_size"),
-)
-"""Arguments that say over how many GPUs a process spreads its model, or copies of it."""
 _SEEDS: Final = 4
 """How many random generators are seeded: those of Python, NumPy, PyTorch and the choice of examples."""
 _MAX_LINE_CHARACTERS: Final = 2000  # matching takes quadratic time
@@ -80,12 +63,18 @@ def violations(request: EvaluateRequest, title: str) -> Iterator[FieldViolation]
 
 
 def command(
-    settings: HarnessSettings, run: Run, preload: Preload, options: Iterable[str], config_name: str, config: bytes
+    settings: HarnessSettings,
+    run: Run,
+    mode: GpuMode.ValueType,
+    preload: Preload,
+    options: Iterable[str],
+    config_name: str,
+    config: bytes,
 ) -> Command:
     """Build the command line of the program that can be preloaded, with a config file unless that is empty. A run of several
     processes is started by a launcher, and so is never warm."""
     config_path = run.attempt_dir / config_name
-    has_launcher = gpu_mode(run) == GPU_MODE_DATA_PARALLEL
+    has_launcher = mode == GPU_MODE_DATA_PARALLEL
     return Command(
         argv=(
             *([str(settings.python), *_launcher(run), "-m", preload.module] if has_launcher else preload.program),
@@ -123,32 +112,6 @@ def task_args(request: EvaluateRequest) -> dict[str, Any]:
     return {**given, "seed": [given["seed"]] * _SEEDS} if "seed" in given else given
 
 
-def gpu_mode(run: Run) -> GpuMode.ValueType:
-    """Return how the processes of a run share its GPUs: see GpuMode in the schema."""
-    if run.num_gpus < 2:
-        return GPU_MODE_UNSPECIFIED
-    chosen = GPU_MODE_MODEL_PARALLEL if _splits_model(run.request) else GPU_MODE_DATA_PARALLEL
-    return run.request.gpu_mode or chosen
-
-
-def _splits_model(request: EvaluateRequest) -> bool:
-    """Return whether one process spreads the model over all GPUs that it sees: an engine does so, and so do some arguments."""
-    arguments = plain_arguments(request.model_args)
-    return (
-        not _ENGINES.isdisjoint(re.split(r"[-_]", request.model))
-        or str(arguments.get("parallelize")).lower() in ("true", "1")
-        or _is_spread(arguments.get("device_map"))
-        or any((number(arguments.get(name)) or 0) > 1 for name in _SIZES)
-    )
-
-
-def _is_spread(device_map: object) -> bool:
-    """Return whether a device map names a strategy, or several devices, rather than one device for the whole model."""
-    if isinstance(device_map, dict):
-        return device_map.keys() != {""}
-    return device_map in _STRATEGIES
-
-
 def _launcher(run: Run) -> Iterator[str]:
     """Yield the arguments that start one process per GPU. Port 0 picks a free one, so concurrent runs don't collide."""
     yield from ("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={run.num_gpus}", "--num_machines=1")
@@ -175,14 +138,14 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
     if not results:
         raise _no_results(run, log_tail, title)
     _check_tasks(results, run)
-    for warning in (*ignored_settings(results.values(), run.request), *_bad_answers(results, run)):
+    for warning in (*ignored_settings(results.values(), run.request), *_bad_answers(results, run, log_tail)):
         _warn(results, warning)
     return results
 
 
-def _bad_answers(results: Mapping[str, ModelResult], run: Run) -> Iterator[str]:
+def _bad_answers(results: Mapping[str, ModelResult], run: Run, log_tail: Iterable[str]) -> Iterator[str]:
     """Yield a warning for each task to which some answers are bad. Raises RunFailedError if they are too many."""
-    answers = AnswersOfRun(run.output_dir)
+    answers = AnswersOfRun(run.output_dir, reason_in_log(log_tail))
     yield from require_answers(answers.by_task(results), run.request)
     if answers.unread:
         yield f"whether answers failed is not known of {answers.unread} tasks: their samples are too large"
@@ -202,7 +165,9 @@ def _no_results(run: Run, log_tail: Iterable[str], title: str) -> RunFailedError
     if unsaved:
         why = f"could not save them: {unsaved[-1]}"
     elif name := unread_results(run.output_dir):
-        why = f"left {name}, which is not named as known versions name their results"
+        is_deep = name.count("/") > 1
+        problem = "lies deeper than known versions put" if is_deep else "is not named as known versions name"
+        why = f"left {name}, which {problem} their results"
     else:
         why = "left none, and its log does not say why"
     return RunFailedError("RESULTS_MISSING", shorten(f"no results: {title} {why}"))

@@ -5,18 +5,25 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from evalrpc.files.opening import open_in
 from evalrpc.harnesses.bad_answers import NONE_BAD, BadAnswers
+from evalrpc.harnesses.failures import strip_colours
 from evalrpc.results.layout import samples_by_task, valid_results
 from evalrpc.results.metrics import mapping
 from evalrpc.v1.results_pb2 import ModelResult
 
 FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
 """The beginning of the text that stands for a missing answer of most of lmms-eval's models."""
+_NOT_ASKED_MARK: Final = "[LMMS_EVAL_BUDGET_EXCEEDED]"
+"""What stands for the answers that lmms-eval did not ask for any more, to keep to a number of tokens."""
+_BLOCKED_MARK: Final = "[SAFETY_BLOCKED:"
+"""The beginning of what stands for an answer that Gemini withheld."""
 
 _MEDIA_ERRORS: Final = (
     *("Empty prompt", "Unknown", "conditioning video not found", "doc lookup failed", "No conditioning input"),
@@ -25,6 +32,7 @@ _MEDIA_ERRORS: Final = (
 """What models of lmms-eval that make images or videos say after `[ERROR] `. Other words may be what a model answers."""
 _FAILURES: Final = (
     re.compile(rf"{re.escape(FAILED_ANSWER_MARK)}[^]]*(?:\] ?)?", re.DOTALL),
+    re.compile(rf"(?={re.escape(_NOT_ASKED_MARK)}|{re.escape(_BLOCKED_MARK)})"),
     re.compile(rf"\[ERROR\] (?=(?:{'|'.join(_MEDIA_ERRORS)})\b)"),
     re.compile(r"\[GENERATION_FAILED\] "),
     re.compile(r"(?=Video .{1,4096} (?:can not load|generate failed), check the source\Z)", re.DOTALL),
@@ -36,18 +44,32 @@ MAX_SEARCHED_BYTES: Final = 2 * 1024**3
 """How much of a job's samples is looked at: more would take longer than the reading of results may."""
 
 _MAX_SAMPLE_BYTES: Final = 16 * 1024 * 1024
+_MAX_LINE_CHARACTERS: Final = 2000
+_NO_TEXT: Final = rb"\"text\": \"\""
+"""What an answer in JSON has, in a line of JSON, if it has no text."""
+_SAID_IN_LOG: Final = re.compile(
+    r"(?:\bERROR +\| +lmms_eval\.models\.[\w.]+:\w+:[0-9]+ - "
+    r"|\bWARNING +\[(?:lm_eval\.)?models\.\w+:[0-9]+\] (?=Could not parse generations|API returned null content))"
+    r"(?P<why>.+)"
+)
+"""How lines of a log say why an answer is empty: lmms-eval's models go on after an error, and lm-eval's after the answer of a
+server that has no content."""
 _TEXT: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_SIGNS: Final = (FAILED_ANSWER_MARK.encode(), b"[ERROR] ", b"[GENERATION_FAILED] ", b", check the source")
-"""A part of each of those texts."""
+_SIGNS: Final = (
+    *(FAILED_ANSWER_MARK.encode(), _NOT_ASKED_MARK.encode(), _BLOCKED_MARK.encode()),
+    *(b"[ERROR] ", b"[GENERATION_FAILED] ", b", check the source", _NO_TEXT),
+)
+"""A part of each of those texts, and of an empty one in JSON."""
 _EMPTY: Final = re.compile(rb'resps":[\s\[]*+(?:\]|(?:' + _TEXT + rb'[\s,\[\]]++)*?"(?:\s|\\[nrt]|\\u3000|\\u00a0)*+")')
 """An answer in a line of samples, `resps` or `filtered_resps`, with an empty text in it: then counting is needed."""
 
 
 class AnswersOfRun:
-    """Counts the bad answers to each task of a run."""
+    """Counts the bad answers to each task of a run. `why_empty` is what its log says of those that are empty."""
 
-    def __init__(self, output_dir: Path) -> None:
+    def __init__(self, output_dir: Path, why_empty: str = "") -> None:
         self._output_dir = output_dir
+        self._why_empty = why_empty
         self._left_bytes = MAX_SEARCHED_BYTES
         self.unread = 0
         """Of how many tasks the answers were not looked at, since the samples are too large."""
@@ -76,7 +98,8 @@ class AnswersOfRun:
             if not _may_be_bad(file):
                 return NONE_BAD
             file.seek(0)
-            return _count(_answers(file))
+            found = _count(_answers(file))
+            return replace(found, first=self._why_empty) if found.empty and not found.failed else found
 
 
 def _may_be_bad(file: BinaryIO) -> bool:
@@ -92,12 +115,29 @@ def _count(answers: Iterable[str | None]) -> BadAnswers:
     first = ""
     for answer in answers:
         total += 1
-        if answer is None or not answer.strip():
+        if is_empty(answer):
             empty += 1
-        elif (why := failure(answer)) is not None:
+        elif answer is not None and (why := failure(answer)) is not None:
             failed += 1
             first = first or why
     return BadAnswers(failed, empty, total, first)
+
+
+def is_empty(answer: str | None) -> bool:
+    """Return whether an answer has no text, nor an image or a video: models that make those answer with a table of them."""
+    if answer is None or not answer.strip():
+        return True
+    if not answer.startswith('{"text": ""'):
+        return False
+    with suppress(ValueError, RecursionError):
+        return not any(mapping(json.loads(answer)).values())
+    return False
+
+
+def reason_in_log(log_tail: Iterable[str]) -> str:
+    """Return why answers are empty, by the first line of the log's end that says so; empty if none does."""
+    lines = (strip_colours(line)[-_MAX_LINE_CHARACTERS:] for line in log_tail)
+    return next((match["why"] for line in lines if (match := _SAID_IN_LOG.search(line))), "")
 
 
 def failure(answer: str) -> str | None:

@@ -16,6 +16,7 @@ RunFailedError.
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,14 +83,16 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
 
 def unread_results(output_dir: Path) -> str:
     """Return the name of a file that looks like results, where `read_results` found none; empty if there is none. Some versions
-    of harnesses wrote `results.json`."""
-    with suppress(RunFailedError):
-        files, folders = _names(output_dir)
-        found = [
-            *files,
-            *(f"{folder}/{name}" for folder in folders[:_MAX_LOOKED_AT] for name in _names(output_dir, folder).files),
-        ]
-        return next((printable(name)[:_MAX_SHOWN] for name in found if _LOOKS_LIKE_RESULTS.search(name)), "")
+    of harnesses wrote `results.json`, and some programs have a folder for each part of a model's name."""
+    waiting = deque([""])
+    for _ in range(_MAX_LOOKED_AT):
+        with suppress(IndexError, RunFailedError):
+            folder = waiting.popleft()
+            files, folders = _names(output_dir, folder)
+            prefix = f"{folder}/" if folder else ""
+            if name := next(filter(_LOOKS_LIKE_RESULTS.search, files), ""):
+                return printable(f"{prefix}{name}")[:_MAX_SHOWN]
+            waiting.extend(f"{prefix}{name}" for name in folders[:_MAX_LOOKED_AT])
     return ""
 
 
@@ -127,6 +130,15 @@ def missing_tasks(result: ModelResult, tasks: Iterable[str], output_dir: Path | 
     missing = named - rows - groups.keys() - _tags(document)
     unnamed = rows - named - groups.keys() - {name for members in groups.values() for name in strings(members)}
     return [] if unnamed else sorted(missing)
+
+
+def task_configs(result: ModelResult, output_dir: Path) -> Mapping[str, Mapping[str, object]]:
+    """Return the definition of each task, as far as the harness writes it. `output_dir` is where the result was read from.
+
+    Raises RunFailedError with reason RESULTS_INVALID.
+    """
+    configs = mapping(_read_document(output_dir, Path(result.results)).get("configs"))
+    return {task: mapping(config) for task, config in configs.items()}
 
 
 def samples_task(path: str) -> str | None:

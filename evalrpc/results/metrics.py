@@ -32,14 +32,15 @@ _NO_METRICS: Final = frozenset({"alias", "name", " ", "samples", "sample_len", "
 _STAND_IN: Final = "bypass"
 """The metric that lm-eval writes, as 999, where it was asked for none."""
 _NUMBER: Final = r"[+-]?(?:(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:e[+-]?[0-9]{1,4})?|nan|inf|infinity)"
-_SCALAR: Final = r"(?:(?:np|numpy|torch|jnp|tf)\.[a-z]{1,9}[0-9]{0,3}|float(?:16|32|64)|int(?:32|64)|array|tensor)"
-"""How scalars of array libraries print themselves, and arrays of one."""
+_SCALAR: Final = r"(?:(?:np|numpy|torch|jnp|tf)\.[a-z]{1,10}[0-9]{0,3}|float(?:16|32|64)|int(?:32|64)|array|tensor|decimal)"
+"""How decimals and scalars of array libraries print themselves, and arrays of one."""
 _OPTION: Final = r", *[a-z_]{1,20}=(?:\([0-9, ]{0,20}\)|[^(),]{1,100})"
 _NUMBER_TEXT: Final = re.compile(
-    rf"(?P<plain>{_NUMBER})|\[\s*(?P<listed>{_NUMBER})\s*\]"
-    rf"|{_SCALAR}\(\s*\[?\s*(?P<inside>{_NUMBER})\s*\]?(?:{_OPTION})*\)",
+    rf"(?P<plain>{_NUMBER})|{_SCALAR}\(\s*[\[\s]{{0,8}}'?(?P<inside>{_NUMBER})'?[\]\s]{{0,8}}(?:{_OPTION})*\)",
     re.IGNORECASE | re.ASCII,
 )
+_MAX_DEPTH: Final = 4
+"""Of the brackets around a number."""
 _VERSION_SUFFIX: Final = "_version"
 _TABLES: Final = frozenset(
     {
@@ -189,19 +190,29 @@ def _unknown(document: Mapping[str, object]) -> Iterable[tuple[str, object]]:
 
 def number(value: object) -> float | None:
     """Return a number, also one that is written as text, as JSON writers do with scalars of NumPy and PyTorch (`0.5`,
-    `np.float64(0.5)`, `tensor(0.5, device='cuda:0')`) and arrays of one (`[0.5]`, `tensor([0.5])`); None for anything else."""
+    `np.float64(0.5)`, `tensor(0.5, device='cuda:0')`), arrays of one (`[0.5]`, `tensor([0.5])`) and lists of those
+    (`[np.float64(0.5)]`); None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str):
-        value = value.strip()
-        match = _NUMBER_TEXT.fullmatch(value)
+        match = _NUMBER_TEXT.fullmatch(_without_brackets(value))
         if match is None:
             return None
-        value = match["plain"] or match["listed"] or match["inside"]
+        value = match["plain"] or match["inside"]
     try:
         return float(value)
     except OverflowError:
         return None
+
+
+def _without_brackets(text: str) -> str:
+    """Return what stands in the brackets of a list."""
+    for _ in range(_MAX_DEPTH):
+        text = text.strip()
+        if not (text.startswith("[") and text.endswith("]")):
+            break
+        text = text[1:-1]
+    return text.strip()
 
 
 def _count(value: object) -> int | None:

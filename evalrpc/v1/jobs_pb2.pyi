@@ -68,7 +68,8 @@ class _GpuModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GpuMode.Value
     DESCRIPTOR: _descriptor.EnumDescriptor
     GPU_MODE_UNSPECIFIED: _GpuMode.ValueType  # 0
     """In a request: the harness decides. For lm-eval and lmms-eval: MODEL_PARALLEL if the model is served by vllm or sglang, or
-    its arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL.
+    its arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL;
+    docs/harnesses.md has the exceptions.
     In an attempt: it holds at most one GPU, or the harness does not say.
     """
     GPU_MODE_DATA_PARALLEL: _GpuMode.ValueType  # 1
@@ -81,7 +82,8 @@ class GpuMode(_GpuMode, metaclass=_GpuModeEnumTypeWrapper):
 
 GPU_MODE_UNSPECIFIED: GpuMode.ValueType  # 0
 """In a request: the harness decides. For lm-eval and lmms-eval: MODEL_PARALLEL if the model is served by vllm or sglang, or
-its arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL.
+its arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL;
+docs/harnesses.md has the exceptions.
 In an attempt: it holds at most one GPU, or the harness does not say.
 """
 GPU_MODE_DATA_PARALLEL: GpuMode.ValueType  # 1

@@ -146,7 +146,8 @@ def test_numbers_and_booleans_are_values(tmp_path: Path, cell: object, value: fl
 
 
 @pytest.mark.parametrize(
-    ("cell", "value"), [("0.25", 0.25), ("1", 1.0), ("-3", -3.0), ("1e-3", 0.001), ("True", 1.0), ("False", 0.0)]
+    ("cell", "value"),
+    [("0.25", 0.25), ("1", 1.0), ("-3", -3.0), ("1e-3", 0.001), ("True", 1.0), ("False", 0.0), ("np.True_", 1.0)],
 )
 def test_they_may_be_written_as_text(tmp_path: Path, cell: str, value: float) -> None:
     assert read(tmp_path, [{"doc_id": 0, "acc": cell}]) == {0: value}

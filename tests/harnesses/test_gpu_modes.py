@@ -19,7 +19,7 @@ from evalrpc.v1.jobs_pb2 import (
     GpuMode,
 )
 
-HARNESSES = [
+HARNESSES: list[LmEvalHarness | LmmsEvalHarness] = [
     LmEvalHarness(HarnessSettings("lm-eval", "lm-eval", python=Path("python"))),
     LmmsEvalHarness(HarnessSettings("lmms-eval", "lmms-eval", python=Path("python"))),
 ]
@@ -67,6 +67,8 @@ def test_an_engine_sees_all_gpus(harness: Any, model: str) -> None:
         {"pp": 2.0},
         {"data_parallel": "4"},
         {"expert_parallel_size": 8},
+        {"infer_auto_device_map": True},
+        {"tp_degree": 2},
     ],
 )
 def test_a_model_that_its_arguments_split_is_one_process(harness: Any, model_args: dict[str, Any]) -> None:
@@ -86,10 +88,27 @@ def test_a_model_that_its_arguments_split_is_one_process(harness: Any, model_arg
         {"device_map": {"": 0}},
         {"tensor_parallel_size": [1]},
         {"tp": "x"},
+        {"tp_plan": "auto", "tp_size": 4},
+        {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": 4},
+        {"tensor_model_parallel_size": 4, "devices": 4},
     ],
 )
 def test_any_other_model_has_a_process_per_gpu(harness: Any, model_args: dict[str, Any]) -> None:
     assert has_a_process_per_gpu(harness, request("llava_hf", **model_args))
+
+
+def test_vllm_spreads_its_copies_itself_in_lm_eval_and_needs_a_launcher_for_them_in_lmms_eval() -> None:
+    for copies, modes in ((4, [False, True]), ("2", [False, True]), (1, [False, False])):
+        message = request("vllm", data_parallel_size=copies)
+        assert [has_a_process_per_gpu(harness, message) for harness in HARNESSES] == modes
+    assert has_a_process_per_gpu(HARNESSES[1], request("vllm_generate", tensor_parallel_size=2, data_parallel_size=2))
+    assert not has_a_process_per_gpu(HARNESSES[1], request("fastvideo", data_parallel=4))
+
+
+@pytest.mark.parametrize("model", ["local-completions", "openai-chat-completions", "anthropic-chat", "litellm", "gguf"])
+def test_one_process_of_lm_eval_asks_a_server(model: str) -> None:
+    assert not has_a_process_per_gpu(HARNESSES[0], request(model))
+    assert has_a_process_per_gpu(HARNESSES[0], request(model, GPU_MODE_DATA_PARALLEL))
 
 
 @EITHER

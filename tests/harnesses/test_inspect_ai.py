@@ -395,6 +395,8 @@ def metrics_of(folder: Path, *scores: Mapping[str, Any]) -> dict[tuple[str, str]
 
 def test_the_standard_error_belongs_to_the_mean(tmp_path: Path) -> None:
     assert metrics_of(tmp_path, scored(mean=1, std=2, stderr=3)) == {("mean", "s"): (1, 3), ("std", "s"): (2, None)}
+    assert metrics_of(tmp_path, scored(accuracy=1, bootstrap_stderr=3)) == {("accuracy", "s"): (1, 3)}
+    assert metrics_of(tmp_path, scored(accuracy=1, bootstrap_stderr=4, stderr=3)) == {("accuracy", "s"): (1, 3)}
 
 
 def test_a_standard_error_of_nothing_is_a_metric_itself(tmp_path: Path) -> None:
@@ -690,6 +692,23 @@ def test_a_sample_that_is_repeated_counts_once(tmp_path: Path) -> None:
     ((_, result),) = read("ok_json", tmp_path).items()
     assert result.metrics[0].sample_count == 5
     assert (result.tasks[0].original_sample_count, result.tasks[0].effective_sample_count) == (5, 5)
+
+
+def test_with_epochs_no_metric_is_of_more_samples_than_were_evaluated(tmp_path: Path) -> None:
+    """Of 10 samples and 2 epochs, two samples failed once each; one metric takes every epoch by itself."""
+    scores = [
+        {**scored(accuracy=1), "name": "s", "scorer": "s", "reducer": "mean", "scored_samples": 9, "unscored_samples": 1},
+        {**scored(mean=1), "name": "s", "scorer": "s", "scored_samples": 17, "unscored_samples": 1},
+        {**scored(mean=1), "name": "old", "scorer": "old", "scored_samples": None},
+    ]
+    log = {"eval": {"task": "tiny", "config": {"epochs": 2}, "dataset": {"samples": 12}}}
+    failed = [{"error": {"message": "no"}}] * 2
+    results = {"total_samples": 20, "completed_samples": 18, "scores": scores}
+    log_file(tmp_path, "2026-02-14T10-30-45", {**log, "results": results, "samples": samples_of(*failed, *[{}] * 18)})
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert {metric.filter: metric.sample_count for metric in result.metrics} == {"s/mean": 9, "s": 10, "old": 10}
+    assert (result.tasks[0].original_sample_count, result.tasks[0].effective_sample_count) == (12, 10)
+    assert list(result.warnings) == ["2 of 20 samples of task tiny failed: no"]
 
 
 def test_scores_that_nothing_tells_apart_are_numbered(tmp_path: Path) -> None:

@@ -268,10 +268,16 @@ def test_a_bar_of_the_tokenizer_is_not_counted_between_requests() -> None:
     assert [change.total for change in follow(harness(), lines)] == [0]
 
 
-def test_results_of_an_unknown_name_are_named(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text('{"results": {"piqa": {"acc": 0.78}}}')
-    with pytest.raises(
-        RunFailedError, match=r"lm-eval left results\.json, which is not named as known versions name"
-    ) as caught:
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("results.json", "is not named as known versions name"),
+        ("a/b/results_2026-02-14T10-30-45.json", "lies deeper than known versions put"),
+    ],
+)
+def test_results_of_an_unknown_name_or_place_are_named(name: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text('{"results": {"piqa": {"acc": 0.78}}}')
+    with pytest.raises(RunFailedError, match=f"lm-eval left {name}, which {problem} their results") as caught:
         harness().read_results(run_of(request_of(tasks=["piqa"]), tmp_path), Exit(code=0), [])
     assert caught.value.job_error.reason == "RESULTS_MISSING"

@@ -549,7 +549,7 @@ def test_done_never_falls_nor_passes_the_total(drawn: list[tuple[int, int]]) -> 
 
 def environment(tmp_path: Path, version: str | None = "0.7.3") -> Path:
     python = tmp_path / "bin" / "python"
-    python.parent.mkdir()
+    python.parent.mkdir(parents=True)
     python.touch(mode=0o755)
     packages = tmp_path / "lib" / "python3.11" / "site-packages"
     packages.mkdir(parents=True)
@@ -570,11 +570,80 @@ def test_the_version_of_the_results_is_the_one_installed(tmp_path: Path) -> None
         assert dict(result.harness_versions) == {"lmms_eval": version}
 
 
+@pytest.mark.parametrize(
+    ("version", "fields", "args", "unshown"),
+    [
+        ("0.7.3", {"model": "openai"}, (), ["a", "b"]),
+        ("0.7.3", {"model": "openai_compatible_chat"}, (), ["a", "b"]),
+        ("0.7.2", {"model": "openai"}, (), ["a", "b", "text"]),
+        ("0.7.3", {"model": "dummy"}, (), []),
+        ("0.7.3", {"model": "openai", "task_args": {"force_simple": True}}, (), []),
+        ("0.7.3", {"model": "openai"}, ("--force_simple",), []),
+    ],
+)
+def test_examples_that_a_chat_does_not_have_are_not_counted(
+    version: str, fields: Mapping[str, Any], args: tuple[str, ...], unshown: list[str], tmp_path: Path
+) -> None:
+    python = environment(tmp_path, version)
+    for name in ("chat/openai", "simple/openai", "simple/dummy"):
+        module = tmp_path / f"lib/python3.11/site-packages/lmms_eval/models/{name}.py"
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.touch()
+    configs = {"a": {"doc_to_visual": "<function f>"}, "b": {"doc_to_messages": "<function g>"}, "text": {}}
+    document = {
+        "results": {task: {"acc,none": 0.5} for task in configs},
+        "configs": configs,
+        "n-shot": dict.fromkeys(configs, 3),
+    }
+    (tmp_path / "20260214_103045_results.json").write_text(json.dumps(document))
+    run = run_of(request_of(**{"tasks": list(configs), "num_fewshot": 3, **fields}), output_dir=tmp_path)
+    (result,) = harness(python=python, args=args).read_results(run, Exit(code=0), []).values()
+    assert [task.task for task in result.tasks if task.num_fewshot == 0] == unshown
+    assert {task.num_fewshot for task in result.tasks} <= {0, 3}
+    said = [warning for warning in result.warnings if warning.startswith("num_fewshot: 0 shown and not 3, since lmms-eval")]
+    assert [warning.rpartition(": ")[2] for warning in said] == ([", ".join(unshown)] if unshown else [])
+
+
 def test_info_says_what_to_do_where_lmms_eval_is_not_installed(tmp_path: Path) -> None:
     python = environment(tmp_path, version=None)
     info = harness(python=python).info()
     assert not info.available
     assert info.unavailable_reason == f"lmms-eval is not installed for {python}: run `{python} -m pip install lmms_eval`"
+
+
+@pytest.mark.parametrize(
+    ("version", "available"),
+    [
+        *(("0.6.0", False), ("0.5.0.post1", False), ("0.6.1rc1", True), ("0.6.1.dev0+g12ab34", True), ("0.7+local.1", True)),
+        *(
+            ("0.6.0+cu121", False),
+            ("10.0", True),
+            ("0.1.dev12+g12ab34c", True),
+            ("0+unknown", True),
+            ("0.0.0+untagged.g1", True),
+        ),
+    ],
+)
+def test_a_version_is_old_by_its_numbers_unless_it_is_made_up(version: str, available: bool, tmp_path: Path) -> None:
+    info = harness(python=environment(tmp_path, version)).info()
+    assert (info.version, info.available) == (version, available)
+    assert ("is too old: run " in info.unavailable_reason) is not available
+
+
+def test_what_the_interpreter_finds_elsewhere_is_installed(tmp_path: Path) -> None:
+    python = environment(tmp_path / "venv", version=None)
+    base = tmp_path / "base/lib/python3.11/site-packages"
+    (base / "lmms_eval-0.7.2-py3.11.egg-info").mkdir(parents=True)
+    settings = tmp_path / "venv/pyvenv.cfg"
+    for shares in ("false", "true"):
+        settings.write_text(f"home = {tmp_path / 'base/bin'}\ninclude-system-site-packages = {shares}\n")
+        info = harness(python=python).info()
+        assert (info.version, info.available) == (("0.7.2", True) if shares == "true" else ("", False))
+    settings.unlink()
+    (tmp_path / "source/lmms_eval").mkdir(parents=True)
+    (tmp_path / "source/lmms_eval/__init__.py").touch()
+    info = harness(python=python, env={"PYTHONPATH": f"/none:{tmp_path / 'source'}"}).info()
+    assert (info.version, info.available, info.unavailable_reason) == ("", True, "")
 
 
 def test_info_says_what_to_do_where_there_is_no_interpreter() -> None:

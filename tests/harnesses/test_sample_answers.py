@@ -1,6 +1,7 @@
 """How many answers failed or are empty, in what lm-eval and lmms-eval wrote, and no sane program would; of any size."""
 
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from harness_cases import DATA
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses import sample_answers
 from evalrpc.harnesses.bad_answers import NONE_BAD, BadAnswers, require_answers
-from evalrpc.harnesses.sample_answers import CHUNK_BYTES, FAILED_ANSWER_MARK, AnswersOfRun
+from evalrpc.harnesses.sample_answers import CHUNK_BYTES, FAILED_ANSWER_MARK, AnswersOfRun, reason_in_log
 from evalrpc.results.layout import read_results
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
@@ -79,6 +80,9 @@ def test_every_bad_answer_counts(samples: list[object], failed: int, empty: int,
         ("[GENERATION_FAILED] CUDA error", "CUDA error"),
         ("Video /data/a b.mp4 can not load, check the source", "Video /data/a b.mp4 can not load, check the source"),
         ("Video a.mp4 generate failed, check the source", "Video a.mp4 generate failed, check the source"),
+        ("[LMMS_EVAL_BUDGET_EXCEEDED]", "[LMMS_EVAL_BUDGET_EXCEEDED]"),
+        ("[SAFETY_BLOCKED:finish_reason=SAFETY]", "[SAFETY_BLOCKED:finish_reason=SAFETY]"),
+        ("The tag is [SAFETY_BLOCKED:x]", None),
         ("ERROR: the lamp shows [ERROR] 5", None),
         ("[ERROR] conditioning video not found (doc key 'a'): 'b'", "conditioning video not found (doc key 'a'): 'b'"),
         ("[ERROR] Unknown", "Unknown"),
@@ -91,6 +95,56 @@ def test_every_bad_answer_counts(samples: list[object], failed: int, empty: int,
 def test_what_any_model_of_lmms_eval_says_instead_of_an_answer_is_none(answer: str, why: str | None, tmp_path: Path) -> None:
     found = count(samples_file(tmp_path, {"filtered_resps": "A"}, {"resps": [[answer]]}))
     assert (found.failed, found.first) == ((0, "") if why is None else (1, why))
+
+
+@pytest.mark.parametrize(
+    ("answer", "empty"),
+    [
+        ({"text": "", "images": []}, 1),
+        ({"text": "", "videos": ["a.mp4"]}, 0),
+        ({"text": "a lamp", "images": []}, 0),
+        ({"masks": [], "scores": []}, 0),
+    ],
+)
+def test_an_answer_of_text_and_images_is_empty_without_either(answer: dict[str, object], empty: int, tmp_path: Path) -> None:
+    text = json.dumps(answer)
+    assert count(samples_file(tmp_path, {"filtered_resps": "A"}, {"resps": [[text]]}, {"resps": [[text + "]"]]})).empty == empty
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (
+            "02:30:27 | ERROR    | lmms_eval.models.simple.llava_hf:generate_until:376 - Error CUDA error in generating",
+            "Error CUDA error in generating",
+        ),
+        (
+            "\x1b[31m\x1b[1mERROR   \x1b[0m | \x1b[36mlmms_eval.models.a\x1b[0m:\x1b[36mf\x1b[0m:9 - \x1b[31mError: no\x1b[0m",
+            "Error: no",
+        ),
+        (
+            "API: 5%|2026-11-23:02:20:48 WARNING  [models.openai_completions:235] Could not parse generations: 'choices'",
+            "Could not parse generations: 'choices'",
+        ),
+        (
+            "02:20:48 WARNING  [lm_eval.models.api_models:796] API returned null content. Content filled with `X = `.",
+            "API returned null content. Content filled with `X = `.",
+        ),
+        ("2026-11-23 02:30:27 | ERROR    | lmms_eval.__main__:cli_evaluate:614 - Error during evaluation: no", ""),
+        ("2026-11-23 02:30:27 | INFO     | lmms_eval.models.simple.llava_hf:generate_until:376 - loaded", ""),
+    ],
+)
+def test_the_log_may_say_why_answers_are_empty(line: str, why: str, tmp_path: Path) -> None:
+    assert reason_in_log(["first", line, "last"]) == why
+    path = samples_file(tmp_path, {"filtered_resps": "A"}, {"resps": [[""]]})
+    assert AnswersOfRun(tmp_path, why).count(path) == BadAnswers(0, 1, 2, why)
+    all_empty = {"answers to task t": BadAnswers(0, 2, 2, why)}
+    if why:
+        with pytest.raises(RunFailedError, match=f"2 of 2 answers to task t are empty: {re.escape(why)}") as caught:
+            require_answers(all_empty, EvaluateRequest())
+        assert caught.value.job_error.reason == "ALL_REQUESTS_FAILED"
+    else:
+        assert require_answers(all_empty, EvaluateRequest()) == ["2 of 2 answers to task t are empty"]
 
 
 def test_the_answers_to_each_task_count_by_themselves(tmp_path: Path) -> None:

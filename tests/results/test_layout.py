@@ -374,13 +374,21 @@ def test_the_stand_in_for_no_metric_is_none(tmp_path: Path) -> None:
         (["acme_0214_1030_results.json", "x.json"], "acme_0214_1030_results.json"),
         (["a/20260214-103045_results.jsonl", "b/samples.jsonl"], "a/20260214-103045_results.jsonl"),
         (["results\x1b[31m.json"], "results\\x1b[31m.json"),
+        (
+            ["x.json", "acme/lm-7b/results_2026-02-14T10-30-45.274536.json"],
+            "acme/lm-7b/results_2026-02-14T10-30-45.274536.json",
+        ),
+        (
+            ["0214_1030_llava_args_ab12/results.json", "0214_1030_llava_args_ab12/t.json"],
+            "0214_1030_llava_args_ab12/results.json",
+        ),
         (["samples.jsonl", "m/scores.json"], ""),
         ([], ""),
     ],
 )
 def test_what_looks_like_results_and_is_not_read_can_be_named(files: list[str], name: str, tmp_path: Path) -> None:
     for file in files:
-        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("{}")
     assert not read_results(tmp_path, "m")
     assert unread_results(tmp_path) == name

@@ -218,6 +218,9 @@ def test_any_document_gives_a_message_that_every_client_can_read(document: dict[
         *(("NaN", math.nan), ("np.float32(nan)", math.nan), ("-Infinity", -math.inf), ("INF", math.inf)),
         *(("[0.25]", 0.25), ("tensor([0.2500], device='cuda:0')", 0.25), ("tf.Tensor(0.25, shape=(), dtype=float32)", 0.25)),
         *(("tensor(0.2500, grad_fn=<MeanBackward0>)", 0.25), ("array([0.25, 0.5])", None), ("[]", None)),
+        *(("np.longdouble('0.25')", 0.25), ("Decimal('0.25')", 0.25), ("numpy.uint8(3)", 3.0), ("[[0.25]]", 0.25)),
+        *(("[np.float32(0.25)]", 0.25), ("tensor([[0.2500]])", 0.25), ("[0.25", None), ("[0.25], [0.5]", None)),
+        *(("np.True_", None), ("True", None), ("12 ms", None), ("1/2", None), ("(0.5+1j)", None), ("[[[[[0.5]]]]]", None)),
         *(("50%", None), ("1_000", None), ("0.5)", None), ("f(0.5)", None), ("", None), ("\u0663", None), ("0.5, 0.6", None)),
     ],
 )

@@ -47,7 +47,9 @@ _BAD_SAMPLE: Final = re.compile(rb'"completion":\s*+"(?:\s|\\[nrt])*+"|"error":\
 _NOT_IN_SAMPLES: Final = frozenset({"events", "events_data"})
 """What happened within a sample. It makes up most of a log and stays there."""
 _MEANS: Final = ("accuracy", "mean")
-"""Metrics that are means of the samples' values. A `stderr` beside them is their standard error."""
+"""Metrics that are means of the samples' values."""
+_ERRORS: Final = ("stderr", "bootstrap_stderr")
+"""What is their standard error, where it stands beside them."""
 _VALUES: Final = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 """The values of inspect-ai's letters: correct, partial, incorrect, no answer."""
 _WORDS: Final = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
@@ -254,9 +256,7 @@ def _error(error: Mapping[str, object]) -> str:
 def _aggregate(logs: Mapping[str, Log]) -> Mapping[str, object]:
     """Convert the logs to the format that `evalrpc.results.metrics` reads."""
     return {
-        "results": {
-            task: {**dict(_row(log.results)), "sample_count": _sample_counts(log.results)} for task, log in logs.items()
-        },
+        "results": {task: {**dict(_row(log.results)), "sample_count": _sample_counts(log)} for task, log in logs.items()},
         "configs": {task: _config(log) for task, log in logs.items()},
         "versions": {task: log.spec.get("task_version") for task, log in logs.items()},
         "n-samples": {task: _sizes(log) for task, log in logs.items()},
@@ -283,11 +283,30 @@ def _config(log: Log) -> Mapping[str, object]:
 
 
 def _sizes(log: Log) -> Mapping[str, object]:
+    """Return how many samples there are, and how many were evaluated: those that were completed, and those with a score, which
+    may be more if some failed in a part of their epochs. One that is repeated counts once."""
     original = mapping(log.spec.get("dataset")).get("samples")
-    completed, epochs = log.results.get("completed_samples"), mapping(log.spec.get("config")).get("epochs")
-    if isinstance(completed, int) and isinstance(epochs, int) and epochs > 0:
-        completed = -(-completed // epochs)  # a sample that is repeated counts once
-    return {"original": original, "effective": completed}
+    completed = log.results.get("completed_samples")
+    with_score = [_scored(log, score, "scored_samples", "unscored_samples") for _, score in _scores(log.results)]
+    known = [count for count in (_ceil_per_epoch(log, completed), *with_score) if count is not None]
+    return {"original": original, "effective": max(known) if isinstance(completed, int) else None}
+
+
+def _scored(log: Log, score: Mapping[str, object], *names: str) -> int | None:
+    """Return the sum of a score's counts of these names, each sample once; None if it lacks one. Where epochs are not reduced,
+    inspect-ai counts a sample as often as it is repeated."""
+    counts = [count for name in names if isinstance(count := score.get(name), int)]
+    if len(counts) < len(names):
+        return None
+    bound = _ceil_per_epoch(log, log.results.get("total_samples"))
+    return min(sum(counts), bound) if bound else sum(counts)
+
+
+def _ceil_per_epoch(log: Log, count: object) -> int | None:
+    epochs = mapping(log.spec.get("config")).get("epochs")
+    if not isinstance(count, int):
+        return None
+    return -(-count // epochs) if isinstance(epochs, int) and epochs > 0 else count
 
 
 def _seconds(logs: Iterable[Log]) -> float | None:
@@ -309,19 +328,19 @@ def _row(results: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     for scorer, score in _scores(results):
         values = {key: mapping(metric).get("value") for key, metric in mapping(score.get("metrics")).items()}
         means = [mean for mean in _MEANS if mean in values]
-        error = values.pop("stderr", None) if means else None
+        errors = [values.pop(name) for name in _ERRORS if name in values] if means else []
         # A comma would end the metric's name.
         yield from ((f"{name.replace(',', ';')},{scorer}", value) for name, value in values.items())
-        yield from ((f"{mean}_stderr,{scorer}", error) for mean in means if error is not None)
+        yield from ((f"{mean}_stderr,{scorer}", error) for mean in means for error in errors[:1])
 
 
-def _sample_counts(results: Mapping[str, object]) -> Mapping[str, object]:
+def _sample_counts(log: Log) -> Mapping[str, object]:
     """Return by metric how many samples were scored, where the log says so: a scorer may abstain."""
     return {
-        f"{name.replace(',', ';')},{scorer}": score["scored_samples"]
-        for scorer, score in _scores(results)
+        f"{name.replace(',', ';')},{scorer}": count
+        for scorer, score in _scores(log.results)
+        if (count := _scored(log, score, "scored_samples")) is not None
         for name in mapping(score.get("metrics"))
-        if "scored_samples" in score
     }
 
 

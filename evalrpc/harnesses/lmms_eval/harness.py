@@ -17,6 +17,7 @@ from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import lm_eval_family, task_args
 from evalrpc.harnesses.arguments import plain_arguments, yaml_text
 from evalrpc.harnesses.base import Command, Exit, MediaLimits, Preload, Run, ServedEndpoint, ServedNeeds
+from evalrpc.harnesses.gpu_modes import gpu_mode, is_above_one
 from evalrpc.harnesses.installation import (
     SCRIPTS,
     Package,
@@ -28,11 +29,12 @@ from evalrpc.harnesses.installation import (
 )
 from evalrpc.harnesses.lmms_eval import arguments
 from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
+from evalrpc.harnesses.lmms_eval.examples import correct_examples, is_simple
 from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.harnesses.served import API_KEY, pointed_at
 from evalrpc.harnesses.task_args import BOOLEAN, SEED, TEXT
 from evalrpc.v1.catalog_pb2 import HarnessInfo
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
+from evalrpc.v1.jobs_pb2 import GPU_MODE_DATA_PARALLEL, GPU_MODE_UNSPECIFIED, EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "lmms-eval"
@@ -56,6 +58,8 @@ _JUDGE_NAMES: Final = (
 _JUDGE_CHATS: Final = ("OPENAI_API_URL", "LLM_JUDGE_URL")
 """The same of its address. Types of models look for theirs in `OPENAI_BASE_URL` and `OPENAI_API_BASE`, which are left out."""
 _MODELS: Final = "lmms_eval.models"
+_LAUNCHED: Final = frozenset({"vllm", "vllm_generate", "longvila"})
+"""Types of models that refuse `data_parallel_size` in a single process: a launcher has to start one for each GPU."""
 _TASK_ARGS: Final = {"force_simple": BOOLEAN, "system_instruction": TEXT, "seed": SEED}
 """What `task_args` may have: the options of all versions that work. None of its models has what `--apply_chat_template` asks
 for, without which `--fewshot_as_multiturn` is refused."""
@@ -102,7 +106,9 @@ class LmmsEvalHarness:
         yield from _model_args_violations(request)
         yield from arguments.violations("gen_kwargs", request.gen_kwargs, nested=False)
         yield from task_args.violations(request, _TASK_ARGS, _PACKAGE.title, self._settings.args)
-        yield from _system_violations(request, self._settings.args)
+        if "system_instruction" in request.task_args.fields and not is_simple(request, self._settings):
+            problem = "needs `task_args.force_simple` to be true: lmms-eval leaves it out of what it asks in chats"
+            yield FieldViolation(task_args.field_of("system_instruction"), problem)
 
     def unknown_task_args(self, _request: EvaluateRequest, /) -> Iterable[FieldViolation]:
         """Yield nothing: all tasks take the same."""
@@ -111,13 +117,14 @@ class LmmsEvalHarness:
     def command(self, run: Run) -> Command:
         """Build the command line. Model and generation arguments go into a file, where their size is not limited."""
         config = self._config(run.request)
-        return lm_eval_family.command(
-            self._settings, run, _preload(self._settings, run.request.model), _options(run), _CONFIG_NAME, config
-        )
+        preload = _preload(self._settings, run.request.model)
+        return lm_eval_family.command(self._settings, run, self.gpu_mode(run), preload, _options(run), _CONFIG_NAME, config)
 
     def gpu_mode(self, run: Run) -> GpuMode.ValueType:
         """Return whether one process per GPU runs, or one that sees all."""
-        return lm_eval_family.gpu_mode(run)
+        copies = plain_arguments(run.request.model_args).get("data_parallel_size")
+        is_launched = run.request.model in _LAUNCHED and is_above_one(copies)
+        return gpu_mode(run, GPU_MODE_DATA_PARALLEL if is_launched else GPU_MODE_UNSPECIFIED)
 
     def with_served_model(self, request: EvaluateRequest, served: ServedEndpoint) -> EvaluateRequest:
         """Have the server asked for chats, by a name that lmms-eval does not take for a model of OpenAI's."""
@@ -163,6 +170,7 @@ class LmmsEvalHarness:
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read and verify the results: lmms-eval exits with 0 after most failures."""
         results = lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
+        correct_examples(results, run, self._settings, _PACKAGE)
         note_version(self._settings, _PACKAGE, results)
         return results
 
@@ -211,15 +219,6 @@ def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]
     # lmms-eval names the results folder after a model argument, so `..` would leave the output folder.
     if re.search(r"=\.\.(,|$)", argument_string(request.model_args)):
         yield FieldViolation("model_args", "a value must not be `..`")
-
-
-def _system_violations(request: EvaluateRequest, operators_args: Sequence[str]) -> Iterator[FieldViolation]:
-    """Yield a system instruction that lmms-eval would leave out: it asks models in chats with the document's text alone."""
-    given = plain_arguments(request.task_args)
-    is_simple = given.get("force_simple", task_args.has_option(operators_args, "--force_simple"))
-    if "system_instruction" in given and is_simple is False:
-        problem = "needs `task_args.force_simple` to be true: lmms-eval leaves it out of what it asks in chats"
-        yield FieldViolation(task_args.field_of("system_instruction"), problem)
 
 
 def _read_responding_bar(line: str, progress: Progress) -> None:

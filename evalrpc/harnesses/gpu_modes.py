@@ -1,0 +1,72 @@
+"""Decides how the processes of a run of lm-eval or lmms-eval share its GPUs: by the model's type and its arguments, unless the
+request says so."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from evalrpc.harnesses.arguments import plain_arguments
+from evalrpc.harnesses.base import Run
+from evalrpc.results.metrics import number
+from evalrpc.v1.jobs_pb2 import (
+    GPU_MODE_DATA_PARALLEL,
+    GPU_MODE_MODEL_PARALLEL,
+    GPU_MODE_UNSPECIFIED,
+    EvaluateRequest,
+    GpuMode,
+)
+
+_ENGINES: Final = frozenset({"vllm", "sglang", "srt", "trtllm", "fastvideo", "nanovlm", "async"})
+"""Parts of the names of models that an engine runs, which has processes of its own, or that spread their copies themselves."""
+_STRATEGIES: Final = ("auto", "balanced", "balanced_low_0", "sequential")
+"""The device maps of accelerate that spread a model."""
+_SIZES: Final = (
+    *("tensor_parallel_size", "tensor_parallel", "tp_size", "tp", "tp_degree", "pipeline_parallel_size", "pp_size", "pp"),
+    *("data_parallel_size", "data_parallel", "dp_size", "dp", "expert_parallel_size", "ep_size"),
+)
+"""Arguments that say over how many GPUs a process spreads its model, or copies of it."""
+_SWITCHES: Final = ("parallelize", "infer_auto_device_map")
+"""Arguments that have a process spread its model."""
+
+
+def gpu_mode(run: Run, of_harness: GpuMode.ValueType = GPU_MODE_UNSPECIFIED) -> GpuMode.ValueType:
+    """Return how the processes of a run share its GPUs: see GpuMode in the schema.
+
+    `of_harness` is what the harness alone knows of the model; UNSPECIFIED if that is nothing.
+    """
+    if run.num_gpus < 2:
+        return GPU_MODE_UNSPECIFIED
+    arguments = plain_arguments(run.request.model_args)
+    is_split = not _is_launched(arguments) and (bool(_ENGINES & name_parts(run.request)) or _splits_model(arguments))
+    return run.request.gpu_mode or of_harness or (GPU_MODE_MODEL_PARALLEL if is_split else GPU_MODE_DATA_PARALLEL)
+
+
+def name_parts(request: EvaluateRequest) -> set[str]:
+    """Return the words of which the name of the model's type is made."""
+    return set(re.split(r"[-_]", request.model))
+
+
+def is_above_one(value: object) -> bool:
+    """Return whether an argument, which may be text, is a number of several GPUs."""
+    return (number(value) or 0) > 1
+
+
+def _is_launched(arguments: Mapping[str, Any]) -> bool:
+    """Return whether the model is split, but by processes that a launcher has to start, one for each GPU."""
+    return bool(arguments.get("tp_plan")) or arguments.get("distributed_executor_backend") == "external_launcher"
+
+
+def _splits_model(arguments: Mapping[str, Any]) -> bool:
+    """Return whether one process spreads the model over all GPUs that it sees."""
+    return (
+        any(str(arguments.get(name)).lower() in ("true", "1") for name in _SWITCHES)
+        or _is_spread(arguments.get("device_map"))
+        or any(is_above_one(arguments.get(name)) for name in _SIZES)
+    )
+
+
+def _is_spread(device_map: object) -> bool:
+    """Return whether a device map names a strategy, or several devices, rather than one device for the whole model."""
+    if isinstance(device_map, dict):
+        return device_map.keys() != {""}
+    return device_map in _STRATEGIES
