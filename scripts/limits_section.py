@@ -8,13 +8,15 @@ from evalrpc.files.opening import MAX_NAME_BYTES as MAX_FILE_NAME_BYTES
 from evalrpc.harnesses import sample_answers
 from evalrpc.harnesses.inspect_ai import json_stream, task_arguments
 from evalrpc.jobs import filters, label_selectors, size_limits, transitions
-from evalrpc.protobuf import structs
+from evalrpc.protobuf import structs, texts
 from evalrpc.reading import artifacts, document_media, metrics, sample_files, sample_pages, sample_references, samples
 from evalrpc.results import layout
 from evalrpc.results import metrics as extras
 from evalrpc.scheduling import limited_process
-from evalrpc.server import limits, reflection, sample_validation, secret_use, served_use, service, threads, unread, validation
+from evalrpc.server import limits, reflection, secret_use, served_use, service, threads, unread
 from evalrpc.server.transports.http import codec, connection, request
+from evalrpc.server.validation import arguments, comparisons, evaluations, fields, jobs
+from evalrpc.server.validation import samples as sample_checks
 
 _KIB, _MIB, _GIB = 1024, 1024**2, 1024**3
 
@@ -91,57 +93,57 @@ def requests() -> Iterator[tuple[str, str, str]]:
     yield from (
         (what, value, f"{_INVALID} {field}")
         for what, value, field in (
-            ("`model`", characters(validation.MAX_MODEL_LENGTH), "`model`"),
-            ("number of `tasks`", f"{validation.MAX_TASKS:,}", "`tasks`"),
+            ("`model`", characters(evaluations.MAX_MODEL_LENGTH), "`model`"),
+            ("number of `tasks`", f"{evaluations.MAX_TASKS:,}", "`tasks`"),
             ("all names of `tasks` together", size(size_limits.MAX_TASK_NAMES_BYTES), "`tasks`"),
-            ("name of a task, value of a label, names in a selector", characters(validation.MAX_NAME_LENGTH), "its own"),
+            ("name of a task, value of a label, names in a selector", characters(texts.MAX_NAME_LENGTH), "its own"),
             (
                 "`model_args`, `gen_kwargs`, and `task_args`",
                 size(size_limits.MAX_ARGS_BYTES),
                 "`model_args`, `gen_kwargs` or `task_args`",
             ),
-            ("values in all of these together", f"{validation.MAX_ARG_VALUES:,}", "`model_args`, `gen_kwargs` or `task_args`"),
-            ("depth of any of these", f"{validation.MAX_NESTING}", "`model_args`, `gen_kwargs` or `task_args`"),
+            ("values in all of these together", f"{arguments.MAX_ARG_VALUES:,}", "`model_args`, `gen_kwargs` or `task_args`"),
+            ("depth of any of these", f"{arguments.MAX_NESTING}", "`model_args`, `gen_kwargs` or `task_args`"),
             ("`epochs` in `task_args`, of inspect-ai", f"1 to {task_arguments.MAX_EPOCHS:,}", "`task_args.epochs`"),
-            ("`output_dir`", f"{validation.MAX_OUTPUT_DIR_BYTES:,} bytes", "`output_dir`"),
-            ("number of `labels`", f"{validation.MAX_LABELS}", "`labels`"),
+            ("`output_dir`", f"{evaluations.MAX_OUTPUT_DIR_BYTES:,} bytes", "`output_dir`"),
+            ("number of `labels`", f"{fields.MAX_LABELS}", "`labels`"),
             ("key of a label", characters(label_selectors.MAX_KEY_LENGTH), "`labels`"),
             ("`request_id`", "128 characters", "`request_id`"),
-            ("`supersede_key`", characters(validation.MAX_NAME_LENGTH), "`supersede_key`"),
+            ("`supersede_key`", characters(texts.MAX_NAME_LENGTH), "`supersede_key`"),
             ("number of `secrets`", f"{secret_use.MAX_SECRETS}", "`secrets`"),
             ("`max_bad_answer_ratio`", "0 to 1", "`max_bad_answer_ratio`"),
             ("`model` of a served model", f"{served_use.MAX_MODEL_BYTES:,} bytes", "`served_model.model`"),
             ("`args` of a served model", size(size_limits.MAX_SERVED_ARGS_BYTES), "`served_model.args`"),
             ("`max_replicas` of a served model", f"1 to {served_use.MAX_REPLICAS}", "`served_model.max_replicas`"),
-            ("`max_attempts`", f"{validation.MAX_ATTEMPTS}", "`max_attempts`"),
-            ("`priority`", f"-{validation.MAX_PRIORITY:,} to {validation.MAX_PRIORITY:,}", "`priority`"),
-            ("`timeout`", f"{validation.MAX_TIMEOUT_SECONDS // 86400:g} days", "`timeout`"),
-            ("`reason` of a cancel", characters(validation.MAX_REASON_LENGTH), "`reason`"),
-            ("models, tasks, harnesses or owners in a filter", f"{validation.MAX_TASKS:,}", "such as `filter.models`"),
-            ("statuses in a filter", f"{validation.MAX_STATUSES}", "`filter.statuses`"),
-            ("ids of samples in a filter", f"{sample_validation.MAX_SAMPLE_IDS:,}", "`filter.sample_ids`"),
+            ("`max_attempts`", f"{jobs.MAX_ATTEMPTS}", "`max_attempts`"),
+            ("`priority`", f"-{jobs.MAX_PRIORITY:,} to {jobs.MAX_PRIORITY:,}", "`priority`"),
+            ("`timeout`", f"{fields.MAX_TIMEOUT_SECONDS // 86400:g} days", "`timeout`"),
+            ("`reason` of a cancel", characters(fields.MAX_REASON_LENGTH), "`reason`"),
+            ("models, tasks, harnesses or owners in a filter", f"{fields.MAX_FILTER_VALUES:,}", "such as `filter.models`"),
+            ("statuses in a filter", f"{fields.MAX_STATUSES}", "`filter.statuses`"),
+            ("ids of samples in a filter", f"{sample_checks.MAX_SAMPLE_IDS:,}", "`filter.sample_ids`"),
             (
                 "text, metric or id in a filter of samples",
-                characters(sample_validation.MAX_TEXT_LENGTH),
+                characters(sample_checks.MAX_TEXT_LENGTH),
                 "such as `filter.text`",
             ),
             ("`job_id_prefix`", f"at least {filters.MIN_PREFIX_LENGTH} characters", "`filter.job_id_prefix`"),
             ("`label_selector`", characters(label_selectors.MAX_CHARACTERS), "`filter.label_selector`"),
             ("requirements in it", f"{label_selectors.MAX_REQUIREMENTS}", "`filter.label_selector`"),
-            ("candidates of a comparison", f"{validation.MAX_CANDIDATES}", "`candidate_job_ids`"),
-            ("selectors of metrics, and thresholds", f"{validation.MAX_SELECTORS} each", "`metrics`, `metric_thresholds`"),
-            ("`alpha`", f"{validation.MIN_ALPHA} to {validation.MAX_ALPHA}", "`alpha`"),
-            ("`cluster_by`", characters(validation.MAX_NAME_LENGTH), "`cluster_by`"),
+            ("candidates of a comparison", f"{comparisons.MAX_CANDIDATES}", "`candidate_job_ids`"),
+            ("selectors of metrics, and thresholds", f"{fields.MAX_SELECTORS} each", "`metrics`, `metric_thresholds`"),
+            ("`alpha`", f"{comparisons.MIN_ALPHA} to {comparisons.MAX_ALPHA}", "`alpha`"),
+            ("`cluster_by`", characters(texts.MAX_NAME_LENGTH), "`cluster_by`"),
             (
                 "`difference` of a plan",
-                f"{validation.MIN_DIFFERENCE:g} to {validation.MAX_DIFFERENCE:g}",
+                f"{comparisons.MIN_DIFFERENCE:g} to {comparisons.MAX_DIFFERENCE:g}",
                 "`difference`",
             ),
-            ("`power` of a plan", f"{validation.MIN_POWER} to {validation.MAX_POWER}", "`power`"),
-            ("`update_mask`", f"{validation.MAX_PATHS} paths", "`update_mask`"),
+            ("`power` of a plan", f"{comparisons.MIN_POWER} to {comparisons.MAX_POWER}", "`power`"),
+            ("`update_mask`", f"{jobs.MAX_PATHS} paths", "`update_mask`"),
             ("a SubmitSuiteRequest", size(size_limits.MAX_SUBMIT_SUITE_BYTES), "`request`"),
-            ("suite runs in a filter", f"{validation.MAX_TASKS:,}", "`filter.suite_run_ids`"),
-            ("`heartbeat_interval`", f"at least {validation.MIN_HEARTBEAT_SECONDS} s", "`heartbeat_interval`"),
+            ("suite runs in a filter", f"{fields.MAX_FILTER_VALUES:,}", "`filter.suite_run_ids`"),
+            ("`heartbeat_interval`", f"at least {fields.MIN_HEARTBEAT_SECONDS} s", "`heartbeat_interval`"),
         )
     )
 

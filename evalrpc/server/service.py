@@ -53,7 +53,7 @@ from evalrpc.reading.page_bound import PageBound
 from evalrpc.reading.sample_media import SampleMediaReader
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.server import preparation_use, sample_validation, suite_submissions, validation
+from evalrpc.server import preparation_use, suite_submissions, validation
 from evalrpc.server.admission import Admission, GpuCounts
 from evalrpc.server.auth.rights import visible_owner
 from evalrpc.server.cache_key import cache_key
@@ -335,14 +335,14 @@ class EvaluationService:
     async def ListSamples(self, request: ListSamplesRequest, call: Call) -> bytes:
         """List per-sample predictions."""
         job_id = validation.require_job_id(request.job_id)
-        validation.require(sample_validation.sample_filter(request.filter))
+        validation.require(validation.sample_filter(request.filter))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.samples.list_samples(job_id, request, page_size, call.principal.owner)
 
     def ReadSampleMedia(self, request: ReadSampleMediaRequest, call: Call) -> Awaitable[None]:
         """Stream what a sample refers to."""
         job_id = validation.require_job_id(request.job_id)
-        validation.require(sample_validation.sample_media(request))
+        validation.require(validation.sample_media(request))
         return self.media.read_sample_media(job_id, request, call.principal.owner, call.send, call.reserve)
 
     async def ListMetrics(self, request: ListMetricsRequest, call: Call) -> ListMetricsResponse:

@@ -18,7 +18,7 @@ from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.server import secret_use, validation
-from evalrpc.server.sample_validation import sample_filter
+from evalrpc.server.validation.fields import MAX_SELECTORS
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, PlanComparisonRequest
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobFilter, SubmitJobRequest, UpdateJobRequest, WatchJobRequest
 from evalrpc.v1.results_pb2 import MetricSelector
@@ -68,7 +68,7 @@ def limits_in_docs() -> set[str]:
     used = {(node.value.id, node.attr) for node in nodes if isinstance(node.value, ast.Name)}
     modules = ((getattr(limits_section, name, None), attribute) for name, attribute in used)
     named = {f"{each.__name__.rpartition('.')[2]}.{attribute}" for each, attribute in modules if isinstance(each, ModuleType)}
-    return named | {"opening.MAX_NAME_BYTES", "texts.MAX_NAME_LENGTH"}
+    return named | {"opening.MAX_NAME_BYTES"}
 
 
 def test_every_limit_of_a_caller_is_on_the_page() -> None:
@@ -110,7 +110,7 @@ def nested(depth: int) -> dict[str, Any]:
     return value
 
 
-SELECTORS: Final[list[Message]] = [MetricSelector(task="t")] * (validation.MAX_SELECTORS + 1)
+SELECTORS: Final[list[Message]] = [MetricSelector(task="t")] * (MAX_SELECTORS + 1)
 
 PAST: Final[dict[str, Callable[[], Iterator[FieldViolation]]]] = {
     "`model`": lambda: submission(of_model="m" * 1025),
@@ -135,8 +135,8 @@ PAST: Final[dict[str, Callable[[], Iterator[FieldViolation]]]] = {
     "`reason` of a cancel": lambda: validation.cancel_reason("r" * 1001),
     "models, tasks, harnesses or owners in a filter": lambda: filtered(models=["m"] * 1001),
     "statuses in a filter": lambda: filtered(statuses=[1] * 65),
-    "ids of samples in a filter": lambda: sample_filter(SampleFilter(sample_ids=["s"] * 1001)),
-    "text, metric or id in a filter of samples": lambda: sample_filter(SampleFilter(text="t" * 1025)),
+    "ids of samples in a filter": lambda: validation.sample_filter(SampleFilter(sample_ids=["s"] * 1001)),
+    "text, metric or id in a filter of samples": lambda: validation.sample_filter(SampleFilter(text="t" * 1025)),
     "suite runs in a filter": lambda: filtered(suite_run_ids=[UUID] * 1001),
     "`job_id_prefix`": lambda: filtered(job_id_prefix="0b5"),
     "`label_selector`": lambda: filtered(label_selector="a" * 4097),

@@ -17,6 +17,7 @@ from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.reading import page_tokens
 from evalrpc.server import validation
+from evalrpc.server.validation import evaluations
 from evalrpc.v1.files_pb2 import ReadLogRequest
 from evalrpc.v1.jobs_pb2 import (
     EvaluateRequest,
@@ -575,7 +576,7 @@ FIELDS = st.lists(st.sampled_from(("a", "ab", ".a", ".b", "[0]", "[1]", "[", "."
 def test_a_field_was_named_already_by_itself_or_as_a_part_or_the_whole_of_another(named: list[str], field: str) -> None:
     pairs = [pair for other in named for pair in ((field, other), (other, field))]
     expected = any(whole == part or part.startswith((f"{whole}.", f"{whole}[")) for whole, part in pairs)
-    assert (field in validation._NamedFields(named)) == expected
+    assert (field in evaluations._NamedFields(named)) == expected
 
 
 def test_a_job_must_fit_the_widest_node_since_it_runs_on_one() -> None:

@@ -1,11 +1,10 @@
 """What is wrong with calls about samples."""
 
 import math
-from collections.abc import Iterator
 from typing import Final
 
 from evalrpc.errors import FieldViolation
-from evalrpc.server.validation import offsets
+from evalrpc.server.validation.fields import Violations, offsets
 from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, SampleFilter
 
 MAX_TEXT_LENGTH: Final = 1024
@@ -13,7 +12,7 @@ MAX_TEXT_LENGTH: Final = 1024
 MAX_SAMPLE_IDS: Final = 1000
 
 
-def sample_filter(wanted: SampleFilter) -> Iterator[FieldViolation]:
+def sample_filter(wanted: SampleFilter) -> Violations:
     """Yield what is wrong with the filter of a ListSamplesRequest."""
     yield from _text("filter.text", wanted.text)
     yield from _text("filter.metric", wanted.metric)
@@ -31,7 +30,7 @@ def sample_filter(wanted: SampleFilter) -> Iterator[FieldViolation]:
         yield from _text(f"filter.sample_ids[{index}]", sample_id)
 
 
-def sample_media(call: ReadSampleMediaRequest) -> Iterator[FieldViolation]:
+def sample_media(call: ReadSampleMediaRequest) -> Violations:
     """Yield what is wrong with a ReadSampleMediaRequest, besides its `job_id`."""
     yield from offsets(start_index=call.start_index, max_media=call.max_media)
     yield from _text("sample_id", call.sample_id)
@@ -40,7 +39,7 @@ def sample_media(call: ReadSampleMediaRequest) -> Iterator[FieldViolation]:
         yield FieldViolation("sample_id", problem)
 
 
-def _text(field: str, text: str) -> Iterator[FieldViolation]:
+def _text(field: str, text: str) -> Violations:
     """What is looked for may have any characters: so may a sample."""
     if len(text) > MAX_TEXT_LENGTH:
         yield FieldViolation(field, f"has {len(text)} characters; at most {MAX_TEXT_LENGTH} are allowed")

@@ -1,0 +1,43 @@
+"""Finds every bad field of a request, with its path. What a particular harness can't accept, it reports itself.
+
+A module for each subject; `fields.py` has what holds for a field in whichever request it is.
+"""
+
+from evalrpc.server.validation.comparisons import comparison, flips, history, plan
+from evalrpc.server.validation.evaluations import harness_name, suite_request
+from evalrpc.server.validation.fields import cancel_reason, engine_id, is_job_id, metric_selectors, offsets
+from evalrpc.server.validation.jobs import job_filter, log, submission, update, updated_fields, view, watch
+from evalrpc.server.validation.requiring import require, require_job_id, require_page_size
+from evalrpc.server.validation.samples import sample_filter, sample_media
+from evalrpc.server.validation.suites import suite_run, suite_run_cancel, suite_run_watch, suite_runs, suite_submission
+
+__all__ = [
+    "cancel_reason",
+    "comparison",
+    "engine_id",
+    "flips",
+    "harness_name",
+    "history",
+    "is_job_id",
+    "job_filter",
+    "log",
+    "metric_selectors",
+    "offsets",
+    "plan",
+    "require",
+    "require_job_id",
+    "require_page_size",
+    "sample_filter",
+    "sample_media",
+    "submission",
+    "suite_request",
+    "suite_run",
+    "suite_run_cancel",
+    "suite_run_watch",
+    "suite_runs",
+    "suite_submission",
+    "update",
+    "updated_fields",
+    "view",
+    "watch",
+]
