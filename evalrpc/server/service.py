@@ -8,7 +8,6 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, takewhile
@@ -44,6 +43,7 @@ from evalrpc.jobs.served_models import served_models
 from evalrpc.jobs.share_policy import URGENT_PRIORITY, Entitlements, is_urgent
 from evalrpc.jobs.views import reduce_to_view
 from evalrpc.preparations.preparation import Preparation
+from evalrpc.protobuf.copies import without
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.job_results import JobResults
@@ -404,9 +404,7 @@ class EvaluationService:
         """List suite runs, newest first."""
         validation.require(validation.suite_runs(request))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        listing = ListSuiteRunsRequest()
-        listing.CopyFrom(request)
-        listing.page_size, listing.page_token = 0, ""
+        listing = without(request, "page_size", "page_token")
         before, owner = page_tokens.decode(request.page_token, listing), self._visible_owner(call)
         return await self._read(lambda: self._suite_runs_page(listing, before, page_size, owner).SerializeToString())
 
@@ -873,6 +871,5 @@ def _require_may_give(priority: int, principal: Principal) -> None:
 
 def _fingerprint(call: SubmitJobRequest | SubmitSuiteRequest) -> bytes:
     """Return a digest that is equal for submissions with equal contents, regardless of request_id."""
-    contents = deepcopy(call)
-    contents.ClearField("request_id")
+    contents = without(call, "request_id")
     return hashlib.sha256(contents.SerializeToString(deterministic=True)).digest()
