@@ -44,6 +44,7 @@ from evalrpc.jobs.share_policy import URGENT_PRIORITY, Entitlements, is_urgent
 from evalrpc.jobs.views import reduce_to_view
 from evalrpc.preparations.preparation import Preparation
 from evalrpc.protobuf.copies import without
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.job_results import JobResults
@@ -670,7 +671,7 @@ class EvaluationService:
         """Return the intervals between the heartbeats of a stream; None for none."""
         if not call.HasField("heartbeat_interval"):
             return self.default_interval
-        seconds = call.heartbeat_interval.ToNanoseconds() / 1e9
+        seconds = seconds_of(call.heartbeat_interval)
         return (lambda: seconds) if seconds else None
 
     def _visible_owner(self, call: Call) -> str | None:
