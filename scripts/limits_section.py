@@ -13,8 +13,8 @@ from evalrpc.reading import artifacts, document_media, metrics, sample_files, sa
 from evalrpc.results import layout
 from evalrpc.results import metrics as extras
 from evalrpc.scheduling import limited_process
-from evalrpc.server import limits, reflection, secret_use, served_use, service, threads, unread
-from evalrpc.server.transports.http import codec, connection, request
+from evalrpc.server import handlers, limits, reflection, secret_use, served_use, service, threads, unread
+from evalrpc.server.transports.http import application, codec, connection, request
 from evalrpc.server.validation import arguments, comparisons, evaluations, fields, jobs
 from evalrpc.server.validation import samples as sample_checks
 
@@ -59,6 +59,11 @@ def calls() -> Iterator[tuple[str, str, str]]:
         "`max_request_bytes`",
         f"{_EXHAUSTED} `REQUEST_TOO_LARGE`, or gRPC's own error without a reason",
     )
+    yield (
+        "fields of a request, with those of all messages in it",
+        f"{handlers.MAX_FIELDS:,}",
+        f"{_EXHAUSTED} `REQUEST_TOO_LARGE`",
+    )
     yield ("jobs that wait", "`max_queued`", f"{_EXHAUSTED} `QUEUE_FULL`, with RetryInfo")
     yield ("jobs of an owner that wait", "`quotas.OWNER.max_queued`", f"{_EXHAUSTED} `QUOTA_EXCEEDED`, with RetryInfo")
     yield ("bytes that an owner keeps", "`quotas.OWNER.max_bytes`", f"{_EXHAUSTED} `QUOTA_EXCEEDED`, with RetryInfo")
@@ -77,8 +82,19 @@ def calls() -> Iterator[tuple[str, str, str]]:
         "`max_unread_bytes`",
         f"a wait, or {_EXHAUSTED} `TOO_MUCH_UNREAD`",
     )
+    yield (
+        "media without a file, of all samples that are being read",
+        size(service.MAX_INLINE_MEDIA_BYTES),
+        "a wait",
+    )
     yield ("a question to reflection", size(reflection.MAX_REQUEST_BYTES), "INVALID_ARGUMENT, `INVALID_REQUEST`")
     yield ("a request as JSON, over HTTP", size(codec.MAX_JSON_BYTES), f"{_EXHAUSTED} `REQUEST_TOO_LARGE`")
+    yield ("bodies of HTTP requests, all together", size(application.MAX_BODIES_BYTES), "a wait, or a closed connection")
+    yield (
+        "values, or commas and brackets, of such a request",
+        f"{codec.MAX_JSON_VALUES:,}",
+        f"{_EXHAUSTED} `REQUEST_TOO_LARGE`",
+    )
     yield ("what is before the body of an HTTP request", size(connection.MAX_HEAD_BYTES), "status 431 and a closed connection")
     yield ("parameters of an HTTP request", f"{request.MAX_PARAMETERS:,}", "INVALID_ARGUMENT, `INVALID_REQUEST`")
     yield ("comparisons at a time, of all callers", f"{threads.MAX_COMPARISONS}", "a wait for its turn")

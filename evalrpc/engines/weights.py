@@ -11,15 +11,16 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import threading
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from evalrpc.files.fingerprints import fingerprint_files
+from evalrpc.files.fingerprints import fingerprint_files, look_at_files
 from evalrpc.files.private import create_private_file, make_private_folder
-from evalrpc.files.regular import read_named_file
+from evalrpc.files.regular import open_named_file, read_named_file
 
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
 _MAX_NOTES: Final = 10_000
@@ -87,11 +88,11 @@ class Weights:
         if not fingerprint or self._noted_key(fingerprint):
             return
         digests = {}
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        if sum(path.stat().st_size for path in files) > _MAX_BYTES:
+        found = [(Path(path), status) for path, status in look_at_files([folder]) if status and stat.S_ISREG(status.st_mode)]
+        if sum(status.st_size for _, status in found) > _MAX_BYTES:
             _log.warning("the weights in %s are not read, since they have more than %d bytes", folder, _MAX_BYTES)
             return
-        for path in files:
+        for path, _ in found:
             digest = self._digest_of(path)
             if digest is None:
                 return
@@ -109,7 +110,7 @@ class Weights:
     def _digest_of(self, path: Path) -> str | None:
         """Return the SHA-256 of a file; None, if the server stops. Raises OSError."""
         digest = hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
+        with open_named_file(path) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 if self._stopping.is_set():

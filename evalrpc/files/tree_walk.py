@@ -1,7 +1,8 @@
 """Walks a tree that a run left: without recursion, relative to one open folder (openat), following no link.
 
 On the way up, the folder that `..` leads to has to be the one that the walk came from, so that a folder that is moved meanwhile
-does not lead the walk astray.
+does not lead the walk astray. What is mounted within the tree is no part of it: a removal would empty a disk that somebody
+still needs.
 """
 
 import errno
@@ -14,19 +15,24 @@ FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 ANY_FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """How a folder is opened that need not be readable."""
 
+_MOVED: Final = "the folder was moved meanwhile"
+
 
 class Place:
     """The one open folder of a walk. Owns the descriptor that it is given."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
+        self._mount = _mount_of(descriptor)
         self._above: list[tuple[int, int]] = []
 
     def enter(self, child: int) -> None:
-        """Go into a folder, which was opened in this one, unless there is no way back. Owns its descriptor. Raises OSError."""
+        """Go into a folder, which was opened in this one, unless there is no way back, or it is a mount. Owns its descriptor.
+        Raises OSError."""
         here = identity(os.fstat(self.descriptor))
         try:
-            _require(identity(os.stat("..", dir_fd=child)) == here)
+            _require(_mount_of(child) == self._mount, "something else is mounted there")
+            _require(identity(os.stat("..", dir_fd=child)) == here, _MOVED)
         except OSError:
             os.close(child)
             raise
@@ -37,7 +43,7 @@ class Place:
         """Go back. Raises OSError if this folder is not where it was any more."""
         parent = os.open("..", ANY_FOLDER, dir_fd=self.descriptor)
         self._move(parent)
-        _require(identity(os.fstat(parent)) == self._above.pop())
+        _require(identity(os.fstat(parent)) == self._above.pop(), _MOVED)
 
     def close(self) -> None:
         """Close the folder."""
@@ -53,6 +59,13 @@ def identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _require(is_same: bool) -> None:
+def _mount_of(descriptor: int) -> str:
+    """Return which mount a folder is opened in; empty where the kernel does not say. Devices don't tell: a folder may be
+    mounted elsewhere on its own disk."""
+    with open(f"/proc/self/fdinfo/{descriptor}") as lines:  # noqa: PTH123 - thousands of them
+        return next((line for line in lines if line.startswith("mnt_id")), "")
+
+
+def _require(is_same: bool, else_what: str) -> None:
     if not is_same:
-        raise OSError(errno.EXDEV, "the folder was moved meanwhile")
+        raise OSError(errno.EXDEV, else_what)

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from evalrpc.protobuf.copies import without
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobInfo, ServedModel
 
 SERVED_FIELD: Final = "served_model"
@@ -67,7 +66,10 @@ def identity(served: ServedModel, job_id: str) -> str:
 
 def without_replicas(served: ServedModel) -> ServedModel:
     """Return what is equal for jobs that differ only in how many processes may answer."""
-    return without(served, "max_replicas")
+    alike = ServedModel()
+    alike.CopyFrom(served)
+    alike.ClearField("max_replicas")
+    return alike
 
 
 def replicas_wanted(request: EvaluateRequest, identity_: str, job_id: str) -> int:

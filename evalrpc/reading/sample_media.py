@@ -7,7 +7,7 @@ reads. Runs on the event loop; what waits for the disk or for a harness goes to 
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -93,9 +93,16 @@ class SampleMediaReader:
         self._documents.forget_unused()
 
     async def read_sample_media(
-        self, job_id: str, call: ReadSampleMediaRequest, owner: str, send: Send, reserve: Reserve = no_reserve
+        self,
+        job_id: str,
+        call: ReadSampleMediaRequest,
+        owner: str,
+        send: Send,
+        reserve: Reserve = no_reserve,
+        note_kept_bytes: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """Send the media of a sample as serialised ReadSampleMediaResponses. `owner`: who asks.
+        """Send the media of a sample as serialised ReadSampleMediaResponses. `owner`: who asks. `note_kept_bytes` hears how
+        many bytes of media stay in memory until the end: those that have no file.
 
         Raises JobNotFoundError, SamplesNotFoundError, FileUnavailableError, FileUnreadableError, ReadLimitError,
         InvalidRequestError for a bad token.
@@ -106,6 +113,7 @@ class SampleMediaReader:
         source = await source_of(*arguments)
         sample = await self._read_sample(source, call.sample_id, owner)
         media = await self._with_documents(job, call, source, sample)
+        note_kept_bytes(sum(len(each.data or b"") for each in media))
         end = len(media) if not call.max_media else call.start_index + call.max_media
         for index, reference in list(enumerate(media))[call.start_index : end]:
             await self._send_medium(_Medium(index, reference), source.folder, send, reserve)

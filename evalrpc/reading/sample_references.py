@@ -16,7 +16,10 @@ MAX_REFERENCES: Final = 64
 """How many of a sample count."""
 
 MAX_INLINE_BYTES: Final = 16 * 1024 * 1024
-"""The size of a `data:` URL's content, and of all of a sample together twice as much."""
+"""The size of a `data:` URL's content."""
+
+MAX_ALL_INLINE_BYTES: Final = 2 * MAX_INLINE_BYTES
+"""The same for all of a sample together."""
 
 _MAX_DEPTH: Final = 16
 _MAX_PATH_CHARACTERS: Final = 4096
@@ -48,7 +51,7 @@ def find_references(row: Mapping[str, object]) -> Sequence[Reference]:
     """Return the first media of a row, in its order, each once."""
     known: set[str] = set()
     found: list[Reference] = []
-    room_bytes = 2 * MAX_INLINE_BYTES
+    room_bytes = MAX_ALL_INLINE_BYTES
     for source, text in islice(_texts(row), MAX_REFERENCES):
         if text not in known:
             known.add(text)

@@ -1,6 +1,7 @@
 """What has come of a run so far: results of its steps as they end, and of the tasks that the harness reports meanwhile."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,8 @@ from evalrpc.v1.results_pb2 import ModelResult
 
 _JUDGED_LINES: Final = 400  # the cause of a failure may stand well before the last lines
 _JUDGED_BYTES: Final = 128 * 1024
+_MAX_ENTRIES: Final = 10_000
+"""How many files of a folder are looked at, twice a second. A run may leave a million."""
 
 
 class RunResults:
@@ -170,9 +173,13 @@ def _of_attempt(results: Mapping[str, ModelResult], attempt: int) -> Mapping[str
 
 def _files_in(folder: Path) -> dict[str, object]:
     """Return the files right in the folder, in the order of their names, with what changes whenever one of them does. Empty
-    where something else is in its place. Raises OSError for a shortage of the server, or a failing disk."""
+    where something else is in its place, or where there are too many: then only the end of the run tells. Raises OSError for a
+    shortage of the server, or a failing disk."""
     try:
-        with scan_folder(folder) as entries:
+        with scan_folder(folder) as scanned:
+            entries = list(islice(scanned, _MAX_ENTRIES + 1))
+            if len(entries) > _MAX_ENTRIES:
+                return {}
             files = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.is_file(follow_symlinks=False)}
     except OSError as error:
         require_no_shortage(error)

@@ -84,7 +84,7 @@ from evalrpc.server.operations import Operations
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.reloading import Reloading
 from evalrpc.server.running import Running, Sharing
-from evalrpc.server.service import EvaluationService
+from evalrpc.server.service import MAX_INLINE_MEDIA_BYTES, EvaluationService
 from evalrpc.server.stores import open_store, progress_of, shared_store, store_of_runner
 from evalrpc.server.suite_definitions import build_suites
 from evalrpc.server.threads import MAX_COMPARISONS, MAX_LONG_COMPARISONS, MAX_PARSERS, require_threads, start_pools
@@ -92,6 +92,7 @@ from evalrpc.server.tracing import untraced
 from evalrpc.server.transports.connections import close_connections
 from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
 from evalrpc.server.transports.grpc_listener import GrpcListener
+from evalrpc.server.unread import UnreadBytes
 from evalrpc.server.write_check import WriteCheck
 from evalrpc.store.base import Change
 from evalrpc.v1 import evaluation_service_pb2
@@ -579,6 +580,7 @@ class Server:
                 MediaThreads(pools.readers, pools.listers, pools.askers),
                 self._parsing,
             ),
+            inline_media=UnreadBytes(MAX_INLINE_MEDIA_BYTES, self._disconnect),
             comparer=Comparer(data_dir, self._settings.harnesses, self._comparing, MAX_LONG_COMPARISONS),
             results=results,
             queue_state=queue_state,
@@ -615,7 +617,17 @@ class Server:
         evaluation, health_service = (SERVICE, self.handlers), (health.SERVICE, health_handlers)
         meters, readers = self._metrics.calls if self._metrics else None, self._pools.readers
         callers = self._authenticator, self._audit, meters
-        return HttpServer(listeners, self._settings, evaluation, health_service, *callers, readers, self._gpu_count, clock)
+        return HttpServer(
+            listeners,
+            self._settings,
+            evaluation,
+            health_service,
+            *callers,
+            readers,
+            self._gpu_count,
+            clock,
+            self._disconnect,
+        )
 
     def _add_handlers(self, health_handlers: Mapping[str, Handler]) -> None:
         """Serve the same calls at every address."""

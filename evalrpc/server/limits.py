@@ -10,6 +10,7 @@ from typing import Final, Self
 
 from evalrpc.config import Settings
 from evalrpc.errors import RequestTooLargeError, TooManyCallsError, TooManyStreamsError
+from evalrpc.reading.turns import Turns
 from evalrpc.server.call import Call
 from evalrpc.server.unread import Disconnect, Hold, UnreadBytes
 
@@ -105,6 +106,8 @@ class Limits:
         """How many streams are open."""
         self.unread = UnreadBytes(settings.max_unread_bytes, disconnect)
         """The room for large messages that clients have not read."""
+        self.large_requests = Turns(1)
+        """Who has a request over SMALL_BYTES decoded."""
 
     def admit(self, owner: str, request_bytes: int) -> None:
         """Count a call. Raises RequestTooLargeError, TooManyCallsError."""

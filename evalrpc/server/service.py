@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, takewhile
@@ -43,8 +44,6 @@ from evalrpc.jobs.served_models import served_models
 from evalrpc.jobs.share_policy import URGENT_PRIORITY, Entitlements, is_urgent
 from evalrpc.jobs.views import reduce_to_view
 from evalrpc.preparations.preparation import Preparation
-from evalrpc.protobuf.copies import without
-from evalrpc.protobuf.times import seconds_of
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.job_results import JobResults
@@ -52,7 +51,9 @@ from evalrpc.reading.logs import LogReader
 from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.page_bound import PageBound
 from evalrpc.reading.sample_media import SampleMediaReader
+from evalrpc.reading.sample_references import MAX_ALL_INLINE_BYTES
 from evalrpc.reading.samples import SampleLister
+from evalrpc.reading.turns import Turns
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.server import preparation_use, suite_submissions, validation
 from evalrpc.server.admission import Admission, GpuCounts
@@ -61,11 +62,13 @@ from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call, Principal, Role
 from evalrpc.server.catalog import Catalog, Names
 from evalrpc.server.engine_listing import Engines, listing
+from evalrpc.server.limits import SMALL_BYTES
 from evalrpc.server.operations import Operations
 from evalrpc.server.suite_decisions import SuiteDecider
 from evalrpc.server.suite_submissions import SuiteJobs
 from evalrpc.server.threads import Pools
 from evalrpc.server.tracing import TraceSubmission, untraced
+from evalrpc.server.unread import UnreadBytes
 from evalrpc.store.base import Expected, Store, Submission, SuiteSubmission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.callers_pb2 import CallerRole, GetCallerRequest, GetCallerResponse, SignInMethod
@@ -149,6 +152,8 @@ MAX_METRICS_SIZE: Final = 10_000
 MAX_QUEUED_IDS: Final = 1000
 MAX_OWNERS: Final = 1000
 MAX_RUNNING_IDS: Final = 10_000
+MAX_INLINE_MEDIA_BYTES: Final = 4 * MAX_ALL_INLINE_BYTES
+"""The memory for media without files that clients have not read yet, all together."""
 MAX_TASK_WARNINGS: Final = 16
 """How many tasks that the harness does not list a job names in its warnings, which so have room for others."""
 
@@ -170,6 +175,7 @@ class EvaluationService:
     metrics: MetricLister
     samples: SampleLister
     media: SampleMediaReader
+    inline_media: UnreadBytes
     comparer: Comparer
     results: JobResults
     queue_state: QueueState
@@ -193,6 +199,8 @@ class EvaluationService:
     history_places: HistoryPlaces = field(default_factory=HistoryPlaces)
     stopping: bool = False
     trace_submission: TraceSubmission = untraced
+    media_turns: Turns = field(default_factory=lambda: Turns(1))
+    large_submissions: Turns = field(default_factory=lambda: Turns(1))
     _queue: tuple[object, dict[str | None, bytes]] = field(default_factory=lambda: (None, {}))  # answers, as of a state
 
     def forget_unused(self) -> None:
@@ -226,12 +234,27 @@ class EvaluationService:
 
     async def _admitted(self, request: SubmitJobRequest, principal: Principal) -> JobInfo:
         """Return the job that a submission asks for. Raises InvalidRequestError, PermissionDeniedError."""
-        max_gpus = self.entitlements.policy.quota(principal.owner).max_gpus
-        self.admission.admit(request, principal.owner, self._gpu_counts(), max_gpus)
+        gpu_counts, max_gpus = self._gpu_counts(), self.entitlements.policy.quota(principal.owner).max_gpus
+        await self._judge_submission(
+            request, principal.owner, lambda: self.admission.admit(request, principal.owner, gpu_counts, max_gpus)
+        )
         _require_may_give(request.priority, principal)
         job = _new_job(next(self.job_ids), request, principal.owner)
         await self._check_on_disk(job)
         return job
+
+    async def _judge_submission(
+        self, request: SubmitJobRequest | SubmitSuiteRequest, owner: str, judge: Callable[[], _T]
+    ) -> _T:
+        """Have a submission judged. A large one takes seconds: on a thread, and one at a time, of the owners in turn."""
+        if request.ByteSize() <= SMALL_BYTES:
+            return judge()
+        async with self.large_submissions.turn(owner):
+            judging = asyncio.ensure_future(self._look_up(judge))
+            try:
+                return await asyncio.shield(judging)
+            finally:
+                await asyncio.wait([judging])  # whoever leaves keeps the turn for as long as the thread is at work
 
     def _require_accepting(self) -> None:
         if self.stopping:
@@ -340,11 +363,24 @@ class EvaluationService:
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.samples.list_samples(job_id, request, page_size, call.principal.owner)
 
-    def ReadSampleMedia(self, request: ReadSampleMediaRequest, call: Call) -> Awaitable[None]:
-        """Stream what a sample refers to."""
+    async def ReadSampleMedia(self, request: ReadSampleMediaRequest, call: Call) -> None:
+        """Stream what a sample refers to. What of it has no file is in memory until its client has taken it, so there has to be
+        room for it."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.sample_media(request))
-        return self.media.read_sample_media(job_id, request, call.principal.owner, call.send, call.reserve)
+        async with self.media_turns.turn(call.principal.owner):
+            hold = await self.inline_media.reserve(MAX_ALL_INLINE_BYTES, call.peer, for_stream=True)
+
+        async def send(message: bytes) -> None:
+            self.inline_media.begin(hold)
+            await call.send(message)
+            self.inline_media.pause(hold)
+
+        try:
+            keep = partial(self.inline_media.shrink, hold)
+            await self.media.read_sample_media(job_id, request, call.principal.owner, send, call.reserve, keep)
+        finally:
+            self.inline_media.give_back(hold)
 
     async def ListMetrics(self, request: ListMetricsRequest, call: Call) -> ListMetricsResponse:
         """List the metrics of a job."""
@@ -405,7 +441,9 @@ class EvaluationService:
         """List suite runs, newest first."""
         validation.require(validation.suite_runs(request))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        listing = without(request, "page_size", "page_token")
+        listing = ListSuiteRunsRequest()
+        listing.CopyFrom(request)
+        listing.page_size, listing.page_token = 0, ""
         before, owner = page_tokens.decode(request.page_token, listing), self._visible_owner(call)
         return await self._read(lambda: self._suite_runs_page(listing, before, page_size, owner).SerializeToString())
 
@@ -617,19 +655,26 @@ class EvaluationService:
     async def _admitted_suite(self, request: SubmitSuiteRequest, principal: Principal, fingerprint: bytes) -> SuiteSubmission:
         """Return the run and the jobs that a submission asks for. Raises InvalidRequestError, PermissionDeniedError,
         SuiteRunNotFoundError."""
-        bad = [*suite_submissions.violations(request, self.suites), *validation.suite_submission(request)]
-        if request.suite not in self.suites:
-            validation.require(bad)
+        gpu_counts, max_gpus = self._gpu_counts(), self.entitlements.policy.quota(principal.owner).max_gpus
+        jobs = await self._judge_submission(
+            request, principal.owner, lambda: self._admitted_jobs(request, principal.owner, gpu_counts, max_gpus)
+        )
         suite = self.suites[request.suite]
-        jobs = SuiteJobs(suite, request)
-        max_gpus = self.entitlements.policy.quota(principal.owner).max_gpus
-        jobs.admit(self.admission, principal.owner, self._gpu_counts(), max_gpus, bad)
         _require_may_give(request.priority, principal)
         if request.baseline_suite_run_id:
             await self._suite_run(request.baseline_suite_run_id)
         run = SuiteRun(suite_run_id=next(self.job_ids), suite=suite, submission=request, owner=principal.owner)
         submissions = [await self._suite_job(run, jobs, index) for index in range(len(suite.entries))]
         return SuiteSubmission(run, submissions, request.request_id, fingerprint)
+
+    def _admitted_jobs(self, request: SubmitSuiteRequest, owner: str, gpu_counts: GpuCounts, max_gpus: int | None) -> SuiteJobs:
+        """Return what the jobs of a suite run are to be. Raises what `SuiteJobs.admit` does."""
+        bad = [*suite_submissions.violations(request, self.suites), *validation.suite_submission(request)]
+        if request.suite not in self.suites:
+            validation.require(bad)
+        jobs = SuiteJobs(self.suites[request.suite], request)
+        jobs.admit(self.admission, owner, gpu_counts, max_gpus, bad)
+        return jobs
 
     async def _suite_job(self, run: SuiteRun, jobs: SuiteJobs, index: int) -> Submission:
         """Add the job of an entry to a new run, and return its submission. Raises InvalidRequestError."""
@@ -671,7 +716,7 @@ class EvaluationService:
         """Return the intervals between the heartbeats of a stream; None for none."""
         if not call.HasField("heartbeat_interval"):
             return self.default_interval
-        seconds = seconds_of(call.heartbeat_interval)
+        seconds = call.heartbeat_interval.ToNanoseconds() / 1e9
         return (lambda: seconds) if seconds else None
 
     def _visible_owner(self, call: Call) -> str | None:
@@ -872,5 +917,6 @@ def _require_may_give(priority: int, principal: Principal) -> None:
 
 def _fingerprint(call: SubmitJobRequest | SubmitSuiteRequest) -> bytes:
     """Return a digest that is equal for submissions with equal contents, regardless of request_id."""
-    contents = without(call, "request_id")
+    contents = deepcopy(call)
+    contents.ClearField("request_id")
     return hashlib.sha256(contents.SerializeToString(deterministic=True)).digest()

@@ -111,6 +111,10 @@ class UnreadBytes:
         self._holds[hold] = self._holds.pop(hold)
         self._watch_holds()
 
+    def pause(self, hold: Hold) -> None:
+        """Note that the client has taken what it was sent, and that it is for the server to go on."""
+        hold.since = math.inf
+
     def give_back(self, hold: Hold) -> None:
         """Give all of it back."""
         del self._holds[hold]

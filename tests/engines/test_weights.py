@@ -9,6 +9,7 @@ import pytest
 from waiting import eventually
 
 from evalrpc.engines.weights import Weights
+from evalrpc.files.trees import remove_tree
 
 
 @pytest.fixture
@@ -111,3 +112,16 @@ def test_a_folder_that_is_not_there_has_a_key_and_one_that_can_t_be_read_has_non
     locked = folder_with(tmp_path / "a", "1")
     (locked / "loop").symlink_to(locked / "loop")
     assert weights.key(locked) == ""
+
+
+def test_whatever_lies_in_a_folder_others_are_read_after_it(weights: Weights, tmp_path: Path) -> None:
+    odd = folder_with(tmp_path / "odd", "1")
+    folder = odd
+    for _ in range(1000):
+        folder /= "d"
+        folder.mkdir()
+    (odd / "loop").symlink_to("nowhere")
+    os.mkfifo(odd / "fifo")
+    weights.begin(odd)
+    read(weights, folder_with(tmp_path / "good", "2"), 4)
+    assert remove_tree(odd) is None, "pytest itself could not"

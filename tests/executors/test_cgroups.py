@@ -40,6 +40,16 @@ def proc(folder: Path, cgroup: str, *mounts: str) -> Path:
     return folder
 
 
+def go_deep(folder: Path, depth: int) -> None:
+    descriptor = os.open(folder, os.O_PATH)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=descriptor)
+        below = os.open("d", os.O_PATH, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+
+
 def test_what_the_kernel_says_of_a_cgroup_is_read(tmp_path: Path) -> None:
     cgroup = fake(tmp_path / "run", "12\n0\n", populated=1)
     fake(tmp_path / "run" / "below", "34\n", populated=1)
@@ -48,6 +58,19 @@ def test_what_the_kernel_says_of_a_cgroup_is_read(tmp_path: Path) -> None:
     cgroup.kill()
     assert (tmp_path / "run" / "cgroup.kill").read_text() == "1"
     assert not fake(tmp_path / "run", populated=0).is_populated()
+
+
+def test_cgroups_deeper_than_any_path_is_long_hide_no_others(tmp_path: Path) -> None:
+    cgroup = fake(tmp_path / "evalrpc-deep-1", "1\n", populated=1)
+    go_deep(cgroup.path, 3000)
+    made = Cgroups(tmp_path / "z", tmp_path)
+    (tmp_path / "z").mkdir()
+    made.create("job", 1)
+    assert (found := Cgroups(tmp_path / "elsewhere", tmp_path).find("job", 1)) is not None
+    assert found.path == tmp_path / "z" / "evalrpc-job-1"
+    assert cgroup.processes() == [1]
+    cgroup.remove()
+    assert not cgroup.path.exists()
 
 
 def test_a_cgroup_that_is_gone_has_no_processes(tmp_path: Path) -> None:
@@ -189,6 +212,19 @@ os.kill(shim, signal.SIGKILL)
 """Starts a process that leaves its session, its parent and its environment, forges its traces, and kills its shim."""
 
 
+MAKES_CGROUPS = """
+import os, sys
+os.chdir(sys.argv[1])
+for _ in range(40):
+    os.mkdir("d" * 200)
+    os.chdir("d" * 200)
+if os.fork() == 0:
+    os.setsid()
+    open("cgroup.procs", "w").write("0")
+    os.execvp("sleep", ["sleep", "1000"])
+"""
+
+
 @pytest.fixture
 def real() -> Cgroups:
     assert REAL is not None
@@ -217,6 +253,16 @@ def test_a_run_is_in_its_cgroup_from_the_start_and_leaves_none_behind(contained:
     assert ended(handle) == Exit(code=0)
     assert f"/evalrpc-{contained.key.job_id}-1\n" in contained.log()
     handle.end(0.0)
+    assert real.find(contained.key.job_id, 1) is None
+
+
+@needs_cgroups
+def test_a_run_that_makes_cgroups_within_its_own_is_ended_and_leaves_none_behind(contained: Runs, real: Cgroups) -> None:
+    """Deeper than any path is long: each name has 200 bytes."""
+    handle = contained.start(MAKES_CGROUPS, str(real.create(contained.key.job_id, 1).path))
+    assert handle.wait(SECONDS)
+    handle.end(0.0)
+    assert handle.exit_status() == Exit(code=0), contained.log()
     assert real.find(contained.key.job_id, 1) is None
 
 

@@ -21,6 +21,7 @@ from evalrpc.executors.local.processes import processes_of_job
 from evalrpc.executors.local.traces import TRACES_DIR, Exits, StepEnd, read_exits
 from evalrpc.files import opening
 from evalrpc.harnesses.base import Exit
+from evalrpc.server.validation.evaluations import MAX_TASKS
 
 # Reading it.
 
@@ -60,6 +61,11 @@ def test_what_a_shim_writes_is_read_back(tmp_path: Path) -> None:
 def test_from_a_line_on_that_no_shim_writes_nothing_is_believed(tmp_path: Path, nonsense: bytes) -> None:
     write_exits(tmp_path, b"5 code 0\n" + nonsense + b"7 code 0\nnone left\n")
     assert read_exits(tmp_path) == Exits([StepEnd(5, code=0)], none_left=False)
+
+
+def test_a_run_can_make_nobody_read_a_million_steps_again_and_again(tmp_path: Path) -> None:
+    write_exits(tmp_path, b"1 code 0\n" * 400_000)
+    assert MAX_TASKS < len(read_exits(tmp_path).steps) <= 2 * MAX_TASKS
 
 
 def test_a_reason_that_is_no_text_is_shown_as_far_as_it_is(tmp_path: Path) -> None:

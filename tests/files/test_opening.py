@@ -137,6 +137,17 @@ def test_what_lies_in_a_folder_that_the_server_may_not_read_is_left_out(
     assert [file.name for file in list_files(tmp_path)] == ["a", "c"]
 
 
+def test_nor_is_what_lies_in_a_folder_of_which_the_server_may_read_only_the_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a", "below/file", "c")
+    stat, forbid = os.stat, failing(errno.EACCES)
+    monkeypatch.setattr(opening.os, "stat", lambda path, **named: (forbid if path == "file" else stat)(path, **named))
+    assert [file.name for file in list_files(tmp_path)] == ["a", "c"]
+    with pytest.raises(PermissionError):
+        list(list_files(tmp_path / "below"))
+
+
 @pytest.mark.parametrize(("name", "number"), [("below", errno.EMFILE), ("below", errno.EIO), ("output", errno.EACCES)])
 def test_a_folder_that_can_not_be_read_is_an_error(
     tmp_path: Path, open_fails: Callable[[str, int], None], name: str, number: int

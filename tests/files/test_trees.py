@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -203,7 +204,7 @@ def test_a_folder_in_use_is_said_and_removed_later(tmp_path: Path) -> None:
     (tmp_path / "top" / "file").touch()
     with small_disk(tmp_path / "top" / "mounted", "1m") as mounted:
         (mounted / "file").touch()
-        assert remove_tree(tmp_path / "top") == Remains(1, "mounted: Device or resource busy")
+        assert remove_tree(tmp_path / "top") == Remains(1, "mounted: something else is mounted there")
         assert [path.name for path in (tmp_path / "top").iterdir()] == ["mounted"]
     assert remove_tree(tmp_path / "top") is None
 
@@ -252,3 +253,26 @@ def test_a_folder_that_is_moved_meanwhile_leads_nowhere_else(tmp_path: Path, mon
     assert (outside / "kept").exists()
     assert remove_tree(tmp_path / "top") is None
     assert (outside / "kept").exists()
+
+
+def test_what_a_run_has_mounted_is_neither_emptied_nor_measured(tmp_path: Path) -> None:
+    """Also where it lies on the same disk, as a folder of somebody else does."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    (folder / "below" / "mounted").mkdir(parents=True)
+    (folder / "file").touch()
+    other.mkdir()
+    (other / "kept").write_bytes(bytes(MIB))
+    with small_disk(folder / "disk", "1m") as disk:
+        (disk / "kept").touch()
+        subprocess.run(("mount", "--bind", other, folder / "below" / "mounted"), check=True)
+        try:
+            assert disk_bytes(folder) < MIB
+            remains = remove_tree(folder)
+        finally:
+            subprocess.run(("umount", folder / "below" / "mounted"), check=True)
+        assert (disk / "kept").exists()
+    assert (other / "kept").exists()
+    assert remains is not None
+    assert remains.problem.endswith("something else is mounted there")
+    assert not (folder / "file").exists()
+    assert remove_tree(folder) is None

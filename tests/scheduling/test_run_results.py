@@ -13,6 +13,7 @@ from evalrpc.harnesses.command import CommandHarness
 from evalrpc.harnesses.inspect_ai.harness import InspectHarness
 from evalrpc.harnesses.steps import steps_of
 from evalrpc.results import layout
+from evalrpc.scheduling import run_results
 from evalrpc.scheduling.kept_steps import RunSteps
 from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.scheduling.run_results import RunResults
@@ -120,6 +121,22 @@ def test_a_log_is_read_when_it_has_come_or_changed_and_then_not_again(tmp_path: 
     again = RunResults(step, INSPECT, steps, Handle(), tmp_path / "log")
     again.look()
     assert tasks_of(again) == tasks_of(found), "made anew, it finds the same again"
+
+
+def test_a_folder_with_very_many_files_is_not_looked_through_again_and_again_but_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_results, "_MAX_ENTRIES", 3)
+    found, (step,) = found_in(tmp_path, INSPECT, handle := Handle(), "t")
+    log = {"status": "success", "eval": {"task": "t"}, "results": {"total_samples": 1, "completed_samples": 1}}
+    (step.output_dir / "2026-02-14T10-30-45-00-00_t_x.json").write_text(json.dumps(log))
+    for number in range(3):
+        (step.output_dir / f"{number}").touch()
+    found.look()
+    assert not found.results
+    handle.last = Exit(code=0)
+    found.finish()
+    assert [task.task for task in found.results["m"].tasks] == ["t"]
 
 
 @pytest.mark.parametrize("name", ["20260214_103045_results.json", "2026-02-14T10-30-46-00-00_a_y.json"])

@@ -12,6 +12,7 @@ from evalrpc.errors import PermissionDeniedError
 from evalrpc.server.transports.http.connection import SCOPE_KEY
 from evalrpc.server.transports.http.gate import Gate
 from evalrpc.server.transports.http.request import HttpRequest
+from evalrpc.server.unread import UnreadBytes
 
 HOST = "127.0.0.1:8080"
 HERE = PortAddress("127.0.0.1", 8080)
@@ -27,7 +28,7 @@ def request(method: str = "POST", **headers: str) -> HttpRequest:
     given = {"host": HOST, **{name.replace("_", "-"): value for name, value in headers.items()}}
     pairs = [(name.encode(), value.encode()) for name, value in given.items()]
     scope = {"method": method, "path": "/", "raw_path": b"/", "query_string": b"", "headers": pairs}
-    return HttpRequest({**scope, SCOPE_KEY: SimpleNamespace()}, nothing, nothing, 1000)
+    return HttpRequest({**scope, SCOPE_KEY: SimpleNamespace()}, nothing, nothing, 1000, UnreadBytes(1, lambda peers: None))
 
 
 def gate(listener: Listener | None = None, **settings: Any) -> Gate:

@@ -10,8 +10,9 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalrpc.errors import InvalidRequestError
-from evalrpc.server.transports.http.codec import decode
+from evalrpc.errors import InvalidRequestError, RequestTooLargeError
+from evalrpc.server.transports.http.codec import MAX_JSON_VALUES, decode, require_few_values
+from evalrpc.server.transports.http.errors import error_body
 from evalrpc.v1 import evaluation_service_pb2
 
 _REQUESTS = [method.input_type for method in evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"].methods]
@@ -40,6 +41,34 @@ def test_what_is_no_such_object_is_refused(text: str) -> None:
     descriptor = next(each for each in _REQUESTS if each.name == "GetJobRequest")
 
     assert _decoded(text.encode(), descriptor) is _decoded_by_json_format(text, descriptor) is None
+
+
+@pytest.mark.parametrize(
+    ("request_name", "text", "field"),
+    [
+        ("GetJobRequest", '{"jobId": "\\ud800"}', "jobId"),
+        ("GetJobRequest", '{"\\ud800": 1}', ""),
+        ("SubmitJobRequest", '{"timeout": "\\udc00s"}', "timeout"),
+        ("SubmitJobRequest", '{"cache": "\\ud800"}', ""),
+        ("SubmitJobRequest", '{"request": {"modelArgs": {"a": "\\ud800"}}}', "request.modelArgs"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(request_name: str, text: str, field: str) -> None:
+    descriptor = next(each for each in _REQUESTS if each.name == request_name)
+
+    with pytest.raises(InvalidRequestError, match="half of a surrogate pair") as caught:
+        decode(text.encode(), descriptor)
+
+    assert [violation.field for violation in caught.value.violations] == ([field] if field else [])
+    assert json.loads(error_body(caught.value))["code"] == "invalid_argument"
+
+
+@pytest.mark.parametrize("value", ["[],", "{},", '"",', "0,"])
+def test_json_of_very_many_values_is_refused_unread(value: str) -> None:
+    text = f'{{"candidateJobIds": [{value * MAX_JSON_VALUES}""]}}'.encode()
+
+    with pytest.raises(RequestTooLargeError, match=f"more than {MAX_JSON_VALUES} values"):
+        require_few_values(text)
 
 
 def _decoded(text: bytes, descriptor: Descriptor) -> Message | None:

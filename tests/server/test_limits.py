@@ -20,12 +20,12 @@ from evalrpc.errors import (
 from evalrpc.server.app import SERVICE
 from evalrpc.server.call import ANONYMOUS, Call, Principal, Role
 from evalrpc.server.error_status import status_of
-from evalrpc.server.handlers import handlers_of
+from evalrpc.server.handlers import MAX_FIELDS, handlers_of
 from evalrpc.server.limits import SMALL_BYTES, Limits
 from evalrpc.server.unread import Hold, UnreadBytes
 from evalrpc.testing.in_process import InProcessTransport
 from evalrpc.v1.files_pb2 import ReadArtifactRequest
-from evalrpc.v1.jobs_pb2 import CancelJobRequest, GetJobRequest, ListJobsRequest, WatchJobsRequest
+from evalrpc.v1.jobs_pb2 import CancelJobRequest, GetJobRequest, JobFilter, ListJobsRequest, WatchJobsRequest
 
 SMALL, LARGE = b"s" * SMALL_BYTES, b"l" * (SMALL_BYTES + 1)
 
@@ -231,6 +231,35 @@ def test_a_request_of_one_byte_too_many_is_refused_with_the_limit() -> None:
         details = details_of(error)
         assert dict(details["ErrorInfo"].metadata) == {"setting": "max_request_bytes", "limit": "100"}
         assert "RetryInfo" not in details
+
+    run(test)
+
+
+@pytest.mark.parametrize("method", ["ListJobs", "WatchJobs"])
+def test_a_request_with_very_many_fields_is_refused_undecoded_and_small_ones_go_on_meanwhile(method: str) -> None:
+    many = ListJobsRequest(filter=JobFilter(tasks=[""] * MAX_FIELDS)).SerializeToString()
+
+    async def test() -> None:
+        transport = served(Service(b"x"), caller_limits())
+        stream = transport.stream(method, many)
+        large = asyncio.ensure_future(transport.unary(method, many) if method == "ListJobs" else anext(stream))
+        await asyncio.sleep(0)
+        assert await transport.unary("GetJob", b"") == b"x"
+        assert not large.done()
+        error = await failure_of(large)
+        assert type(error) is RequestTooLargeError
+        assert error.metadata == {"limit": str(MAX_FIELDS)}
+        await stream.aclose()
+
+    run(test)
+
+
+def test_large_requests_with_few_fields_are_taken() -> None:
+    request = ListJobsRequest(filter=JobFilter(tasks=["t" * 1000] * 100)).SerializeToString()
+
+    async def test() -> None:
+        transport = served(Service(b"x"), caller_limits())
+        assert await asyncio.gather(*(transport.unary("ListJobs", request) for _ in range(5))) == [b"x"] * 5
 
     run(test)
 

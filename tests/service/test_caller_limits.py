@@ -1,5 +1,7 @@
 """What callers can take of a real server, and what our clients make of a limit."""
 
+import base64
+import json
 import os
 import subprocess
 import sys
@@ -18,8 +20,10 @@ from waiting import eventually
 
 from evalrpc.client import EvalClient, sync_transport
 from evalrpc.errors import EvalrpcError, RequestTooLargeError, TooManyStreamsError, UnavailableError
+from evalrpc.reading.sample_references import MAX_ALL_INLINE_BYTES
 from evalrpc.server.limits import Limits
 from evalrpc.server.transports import grpc_options
+from evalrpc.server.unread import UnreadBytes
 from evalrpc.v1 import jobs_pb2 as pb
 
 MIB = 2**20
@@ -76,6 +80,25 @@ def test_unread_streams_hold_bounded_memory_and_keep_nobody_from_reading(serve: 
     unread.close()
     eventually(lambda: limits.stream_count == 0, "for the streams to end")
     eventually(lambda: limits.unread.held_bytes == 0, "for their room to be given back")
+    assert len(streams) == 12
+
+
+def test_unread_media_of_a_sample_hold_bounded_memory_and_keep_nobody_from_reading(serve: Serve, site: Site) -> None:
+    server = serve()
+    room = server.server._service.inline_media = UnreadBytes(MAX_ALL_INLINE_BYTES + 1, server.server._disconnect, 0.0)
+    job = server.api.run()
+    picture = base64.b64encode(os.urandom(4 * MIB)).decode()
+    samples = Path(job.attempts[0].output_dir) / "toy" / "20260101_000000_samples_t.jsonl"
+    samples.write_text(json.dumps({"doc_id": 0, "image": f"data:image/png;base64,{picture}"}) + "\n")
+    unread = Api(server.address, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 * 1024))  # no reading ahead
+    streams = [unread.ReadSampleMedia(job_id=job.job_id, sample_id="0") for _ in range(12)]
+    eventually(lambda: room.held_bytes and any(room._lines), "for streams that wait for room")
+    assert room.held_bytes <= MAX_ALL_INLINE_BYTES
+    with EvalClient(server.address) as client:  # over a connection of its own
+        (medium,) = client.sample_media(job.job_id, "0")
+    assert len(medium.data) == 4 * MIB, "those that read nothing are disconnected"
+    unread.close()
+    eventually(lambda: room.held_bytes == 0, "for their room to be given back")
     assert len(streams) == 12
 
 

@@ -156,6 +156,13 @@ def test_cancelling_never_ends_a_running_job(serve: Serve, site: Site) -> None:
     assert server.api.get(running).status == RUNNING
 
 
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "loc"),
     [
@@ -169,6 +176,10 @@ def test_cancelling_never_ends_a_running_job(serve: Serve, site: Site) -> None:
         ({"model": "m", "tasks": ["t"], "gen_kwargs": "x"}, "value_error", ["body", "gen_kwargs"]),
         ({"model": "", "tasks": ["t"]}, "value_error", ["body", "model"]),
         ([], "model_attributes_type", ["body"]),
+        ({"model": "\ud800", "tasks": ["t"]}, "string_type", ["body", "model"]),
+        ({"model": "m", "tasks": ["\ud800"]}, "list_type", ["body", "tasks"]),
+        ({"model": "m", "tasks": ["t"], "model_args": {"a": nested(50)}}, "value_error", ["body", "model_args"]),
+        ({"model": "m", "tasks": ["t"], "model_args": {"a": nested(900)}}, "value_error", ["body", "model_args"]),
     ],
 )
 def test_every_wrong_field_is_in_the_detail(body: Any, kind: str, loc: list[str], shared: HttpApi) -> None:

@@ -20,13 +20,15 @@ import re
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Set
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence, Set
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.executors.base import NO_LIMITS, RunLimits
 from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.tree_walk import FOLDER, Place
+from evalrpc.files.trees import remove_tree
 
 MEMORY: Final = "memory"
 """The controller that limits memory."""
@@ -64,7 +66,8 @@ class RunCgroup:
 
     def processes(self) -> list[int]:
         """Return the ids of its processes. Those of another namespace, which this process can't see, are left out."""
-        found = (_read(Path(folder, "cgroup.procs")).split() for folder, _, _ in _walk(self.path))
+        with closing(_walk(self.path)) as cgroups:
+            found = [_read("cgroup.procs", dir_fd=cgroup).split() for cgroup, _ in cgroups]
         return [pid for ids in found for pid in map(int, ids) if pid]
 
     def memory_bytes(self) -> int | None:
@@ -93,9 +96,9 @@ class RunCgroup:
 
     def remove(self) -> None:
         """Remove it. It must not be populated."""
-        for folder, _, _ in os.walk(self.path, topdown=False):
-            with suppress(FileNotFoundError):
-                Path(folder).rmdir()
+        remove_tree(self.path)  # the files of a cgroup, which nobody can remove, go with it
+        if self.path.exists():
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self.path))
 
     def remove_killed(self) -> None:
         """Kill all its processes, and remove it once they have ended, unless that takes long."""
@@ -141,7 +144,8 @@ class Cgroups:
         name = _name(job_id, attempt)
         if (self._folder / name).is_dir():
             return RunCgroup(self._folder / name)
-        return next((RunCgroup(Path(folder, name)) for folder, names, _ in _walk(self._mount) if name in names), None)
+        with closing(_walk(self._mount)) as cgroups:
+            return next((RunCgroup(Path(_path_of(cgroup), name)) for cgroup, names in cgroups if name in names), None)
 
     def jobs_with_processes(self) -> set[str]:
         """Return the ids of the jobs whose cgroups, where this server makes them, have living processes."""
@@ -177,9 +181,50 @@ def find_cgroups(setting: str, own_process: Path = Path("/proc/self"), *, is_tri
     return CgroupSupport(Cgroups(folder, mount, controllers), detail)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk through a hierarchy, of which parts may vanish or be closed to this account. Raises OSError for a shortage."""
-    return os.walk(folder, onerror=require_no_shortage)
+def _walk(top: Path) -> Generator[tuple[int, Sequence[str]], None, None]:
+    """Yield each cgroup of a hierarchy as an open folder, with the names of those in it. Parts of it may vanish or be closed to
+    this account, and a run may have made it deeper than any path is long. Raises OSError for a shortage."""
+    try:
+        place = Place(os.open(top, FOLDER))
+    except OSError as error:
+        require_no_shortage(error)
+        return
+    with closing(place):
+        pending = [_names_in(place.descriptor)]
+        yield place.descriptor, tuple(pending[-1])
+        while pending:
+            if pending[-1]:
+                if _enter(place, pending[-1].pop()):
+                    pending.append(_names_in(place.descriptor))
+                    yield place.descriptor, tuple(pending[-1])
+            else:
+                pending.pop()
+                if pending:
+                    place.leave()
+
+
+def _enter(place: Place, name: str) -> bool:
+    """Go into a cgroup. Return whether that is possible. Raises OSError for a shortage."""
+    try:
+        place.enter(os.open(name, FOLDER, dir_fd=place.descriptor))
+    except OSError as error:
+        require_no_shortage(error)
+        return False
+    return True
+
+
+def _names_in(cgroup: int) -> list[str]:
+    """Return the names of the cgroups in one. Raises OSError for a shortage."""
+    try:
+        with os.scandir(cgroup) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError as error:  # it is gone
+        require_no_shortage(error)
+        return []
+
+
+def _path_of(cgroup: int) -> str:
+    return os.readlink(f"/proc/self/fd/{cgroup}")  # noqa: PTH115 - no path of a file
 
 
 def _name(job_id: str, attempt: int) -> str:
@@ -285,9 +330,10 @@ def _remove_soon(path: Path) -> None:
         time.sleep(_REMOVAL_SECONDS)
 
 
-def _read(path: Path, if_gone: str = "") -> str:
+def _read(path: Path | str, if_gone: str = "", dir_fd: int | None = None) -> str:
     try:
-        return path.read_text()
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)) as file:  # noqa: PTH123 - of a descriptor
+            return file.read()
     except OSError as error:
         if error.errno not in _GONE:
             raise

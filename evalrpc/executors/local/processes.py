@@ -12,6 +12,10 @@ from evalrpc.executors.local.environment import JOB_ID_VARIABLE
 GONE_OR_FOREIGN: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
 """Raised on reading a process that has ended or is another user's. Any other error says nothing about the process."""
 
+_MAX_READ_BYTES: Final = 8 * 1024 * 1024
+"""Of what /proc has of a process: more than the kernel gives a program as its environment. A process can say later that this
+is all of its memory, which it need not even have."""
+
 
 def processes_of_job(job_id: str, session: int | None = None, since_ticks: int = 0, uids: Collection[int] = ()) -> list[int]:
     """Return the ids of all living processes that carry the job's id or belong to the session, and of their descendants.
@@ -133,4 +137,4 @@ def _stat(pid: int) -> tuple[str, list[bytes]]:
 
 def _read(pid: int, name: str) -> bytes:
     with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - see above
-        return file.read()
+        return file.read(_MAX_READ_BYTES)

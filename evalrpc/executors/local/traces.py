@@ -34,6 +34,8 @@ _UID_BYTES: Final = 10
 _STEP_BYTES: Final = 64
 _LEAST_BYTES: Final = 4096  # one block, which also holds the reason why a program could not be started
 _MAX_EXITS_BYTES: Final = 4 * 1024 * 1024
+_MAX_STEPS: Final = 2000
+"""More than any run has. A run may write a million lines here, and they are read again and again."""
 _STEP: Final = re.compile(rb"(?P<log_size>\d{1,18}) (?:code (?P<code>\d{1,3})|signal (?P<signal>\d{1,3})|error (?P<error>.*))")
 _NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
@@ -171,7 +173,7 @@ def has_output(folder: Path, log_path: Path, *, has_log: bool) -> bool:
 def read_exits(folder: Path) -> Exits:
     """Read how the steps of a run ended. Raises OSError if the server is temporarily short of a resource."""
     steps: list[StepEnd] = []
-    for line in _read(folder / EXIT_FILE).partition(b"\0")[0].split(b"\n")[:-1]:
+    for line in _read(folder / EXIT_FILE).partition(b"\0")[0].split(b"\n", _MAX_STEPS)[:-1]:
         if line == NONE_LEFT.encode():
             return Exits(steps, none_left=True)
         end = _parse_step(line)

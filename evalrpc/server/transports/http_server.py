@@ -18,7 +18,7 @@ from evalrpc.server.handlers import Handler
 from evalrpc.server.metering import Meters
 from evalrpc.server.threads import start_pool
 from evalrpc.server.transports.connect.endpoints import ConnectCodec, endpoints_of, unknown_calls
-from evalrpc.server.transports.http.application import HttpApplication
+from evalrpc.server.transports.http.application import MAX_BODIES_BYTES, HttpApplication
 from evalrpc.server.transports.http.codec import JsonCodec
 from evalrpc.server.transports.http.gate import Gate
 from evalrpc.server.transports.http.listener import HttpListener
@@ -30,6 +30,7 @@ from evalrpc.server.transports.page.session import SessionEndpoint
 from evalrpc.server.transports.plain.events import PATH as EVENTS_PATH
 from evalrpc.server.transports.plain.events import EventsEndpoint
 from evalrpc.server.transports.plain.files import FilesEndpoint
+from evalrpc.server.unread import Disconnect, UnreadBytes
 
 _CONVERTERS: Final = 2
 
@@ -52,8 +53,10 @@ class HttpServer:
         readers: Executor,
         gpu_count: int,
         clock: Clock,
+        disconnect: Disconnect,
     ) -> None:
-        """`evaluation` asks who calls, `health` does not. Raises ConfigurationError."""
+        """`evaluation` asks who calls, `health` does not. `disconnect` ends the connections of clients. Raises
+        ConfigurationError."""
         self._settings = settings
         self._clock = clock
         self._page = PageFiles() if settings.page else None
@@ -64,6 +67,7 @@ class HttpServer:
         self._meters = meters
         self._readers = readers
         self._gpu_count = gpu_count
+        self._bodies = UnreadBytes(MAX_BODIES_BYTES, disconnect)
         self._converters = start_pool(_CONVERTERS, "converter")
         self._codec = ConnectCodec(JsonCodec(self._converters), settings.max_request_bytes)
         self.listeners: Final = [
@@ -95,7 +99,9 @@ class HttpServer:
             finders.append(self._page.find_for_browsers if listener.lmms_eval_paths else self._page.find)
         if listener.lmms_eval_paths:
             finders.append(self._lmms_eval_paths(methods).find)
-        return HttpApplication(gate, most, endpoints, *finders, proxy_token_header=listener.proxy_token_header)
+        return HttpApplication(
+            gate, most, endpoints, *finders, bodies=self._bodies, proxy_token_header=listener.proxy_token_header
+        )
 
     def _lmms_eval_paths(self, methods: Mapping[str, HttpMethod]) -> LmmsEvalEndpoints:
         harnesses = self._settings.harnesses

@@ -11,12 +11,16 @@ from evalrpc.server.transports.http.connection import SCOPE_KEY
 from evalrpc.server.transports.http.errors import HTTP_STATUS, error_body, error_headers
 from evalrpc.server.transports.http.gate import Gate
 from evalrpc.server.transports.http.request import HttpRequest
+from evalrpc.server.unread import UnreadBytes
 
 Endpoint = Callable[[HttpRequest], Awaitable[None]]
 """Answers a request. Raises EvalrpcError, before it has begun to answer."""
 
 Find = Callable[[HttpRequest], Endpoint | None]
 """Finds who answers at the path of a request; None: nobody of these."""
+
+MAX_BODIES_BYTES: Final = 64 * 1024 * 1024
+"""The memory for bodies over 16 KiB, all together. While others wait for room, a client has ten seconds to send its own."""
 
 _TOO_LARGE: Final = "REQUEST_TOO_LARGE"
 _CONTENT_TOO_LARGE: Final = 413
@@ -33,9 +37,12 @@ class HttpApplication:
         max_body_bytes: int,
         endpoints: Mapping[str, Endpoint],
         *finders: Find,
+        bodies: UnreadBytes | None = None,
         proxy_token_header: str = "",
     ) -> None:
+        """`bodies`: the room for those over 16 KiB, of all addresses together."""
         self._gate = gate
+        self._bodies = bodies or UnreadBytes(MAX_BODIES_BYTES, lambda _: None)
         self._proxy_token_header = proxy_token_header
         self._max_body_bytes = max_body_bytes
         self._endpoints = endpoints
@@ -45,7 +52,7 @@ class HttpApplication:
         """Answer a request, as ASGI wants it."""
         if scope["type"] != "http":
             return
-        request = HttpRequest(scope, receive, send, self._max_body_bytes, self._proxy_token_header)
+        request = HttpRequest(scope, receive, send, self._max_body_bytes, self._bodies, self._proxy_token_header)
         connection = scope[SCOPE_KEY]
         connection.begin_call()
         try:
@@ -58,6 +65,7 @@ class HttpApplication:
             _log.exception("a bug in answering %s %s", request.method, printable(request.path))
             await self._fail(request, InternalError("the server has a bug; its log has the details"))
         finally:
+            request.give_room_back()
             connection.end_call()
 
     async def _answer(self, request: HttpRequest) -> None:

@@ -14,17 +14,22 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from evalrpc.errors import FieldViolation, InvalidRequestError
+from evalrpc.errors import FieldViolation, InvalidRequestError, RequestTooLargeError
+from evalrpc.printable import printable
 from evalrpc.server.limits import SMALL_BYTES
 
 MAX_JSON_BYTES: Final = 4 * 1024 * 1024
 """The largest request as JSON: it takes some hundred times as long to read as the same message in binary."""
+
+MAX_JSON_VALUES: Final = 250_000
+"""How many values such a request may have: more than twice what the largest submission has."""
 
 _MAX_CACHED_BYTES: Final = 16 * 1024 * 1024
 _REVISION: Final = "revision"
 _UNKNOWN: Final = re.compile(r'Message type "(?P<message>[^"]+)" has no field named "(?P<name>[^"]*)" at "(?P<place>[^"]*)"')
 _PLACE: Final = re.compile(r" at [\w.\[\]]+$")
 _OUTER: Final = re.compile(r"Failed to parse (\w+) field: ")
+_HALF_PAIR: Final = "a text in it has half of a surrogate pair, such as \\ud800, which is no character"
 _PAIRS: Final = json.JSONDecoder(object_pairs_hook=list)
 
 
@@ -35,11 +40,13 @@ class JsonCodec:
         self._converters = converters
 
     async def decode(self, text: bytes, descriptor: Descriptor) -> bytes:
-        """Return the serialised message that a JSON text is. Empty text is the empty message. Raises InvalidRequestError."""
+        """Return the serialised message that a JSON text is. Empty text is the empty message. Raises InvalidRequestError,
+        RequestTooLargeError."""
         if not text:
             return b""
         if len(text) <= SMALL_BYTES:
             return decode(text, descriptor)
+        require_few_values(text)
         return await asyncio.get_running_loop().run_in_executor(self._converters, decode, text, descriptor)
 
     async def encode(self, serialized: bytes, descriptor: Descriptor) -> bytes:
@@ -79,6 +86,16 @@ class EventJson:
             self._size_bytes -= len(oldest) + len(its_text)
 
 
+def require_few_values(text: bytes) -> None:
+    """Raise RequestTooLargeError for JSON that would hold the interpreter for long while it is read: each value but the first
+    has one of these characters before it."""
+    if sum(map(text.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise RequestTooLargeError(
+            f"the body of the request has more than {MAX_JSON_VALUES} values, or commas and brackets, which no request may",
+            metadata={"limit": str(MAX_JSON_VALUES)},
+        )
+
+
 def encode(serialized: bytes, descriptor: Descriptor) -> bytes:
     """Return a serialised message as JSON, at once."""
     message: Message = GetMessageClass(descriptor).FromString(serialized)
@@ -95,7 +112,7 @@ def decode(text: bytes, descriptor: Descriptor) -> bytes:
     try:
         json_format.Parse(text, message)
     except (json_format.ParseError, ValueError, RecursionError) as error:
-        raise _refusal(str(error), descriptor) from None
+        raise _refusal(str(error), descriptor, _HALF_PAIR if _has_half_pair(text) else "") from None
     return message.SerializeToString()
 
 
@@ -119,14 +136,26 @@ def _text_fields(descriptor: Descriptor) -> Mapping[str, str]:
     return {name: each.name for each in texts if each.containing_oneof is None for name in (each.name, each.json_name)}
 
 
-def _refusal(text: str, descriptor: Descriptor) -> InvalidRequestError:
-    """Return the error for what the parser says, with the field that it is about, if that can be told."""
-    if unknown := _UNKNOWN.search(text):
+def _has_half_pair(text: bytes) -> bool:
+    """Return whether a text in a JSON text can't be UTF-8."""
+    try:
+        json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _refusal(text: str, descriptor: Descriptor, problem: str) -> InvalidRequestError:
+    """Return the error for what the parser says, with the field that it is about, if that can be told. `problem`: what is
+    wrong, where the parser does not say it."""
+    if not problem and (unknown := _UNKNOWN.search(text)):
         field = ".".join([*unknown["place"].split(".")[1:], unknown["name"]])
         known = ", ".join(each.json_name for each in _message_named(unknown["message"], descriptor).fields)
         return InvalidRequestError(violations=[FieldViolation(field, f"there is no such field; there are: {known}")])
     path = _OUTER.findall(text)
-    reason = _PLACE.sub("", _OUTER.sub("", text).rstrip("."))
+    reason = problem or printable(_PLACE.sub("", _OUTER.sub("", text).rstrip(".")))
     if path:
         return InvalidRequestError(violations=[FieldViolation(".".join(path), reason)])
     return InvalidRequestError(f"the body is no {descriptor.full_name} in JSON: {reason}")

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 from evalrpc.errors import InvalidRequestError, RequestTooLargeError, UnavailableError
 from evalrpc.server.limits import SMALL_BYTES
 from evalrpc.server.transports.http.connection import SCOPE_KEY, HttpConnection
+from evalrpc.server.unread import Hold, UnreadBytes
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -47,9 +48,11 @@ class HttpRequest:
         receive: Callable[[], Awaitable[_Message]],
         send: Callable[[_Message], Awaitable[None]],
         max_body_bytes: int,
+        bodies: UnreadBytes,
         proxy_token_header: str = "",
     ) -> None:
-        """`proxy_token_header`: the header in which a proxy passes on the token of a browser; empty if none does."""
+        """`bodies`: the room for large ones. `proxy_token_header`: the header in which a proxy passes on the token of a
+        browser; empty if none does."""
         self.method: Final[str] = scope["method"]
         self.path: Final[str] = scope["path"]
         """Without the query, and with `%2F` and the like as the characters that they mean."""
@@ -64,6 +67,8 @@ class HttpRequest:
         self._receive = receive
         self._send = send
         self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
+        self._room: Hold | None = None
         self._proxy_token_header = proxy_token_header
         self._has_more_body = True
 
@@ -128,18 +133,29 @@ class HttpRequest:
         """
         most = min(max_bytes or self._max_body_bytes, self._max_body_bytes)
         length = self.headers.get("content-length", "")
-        if length.isdigit() and int(length) > most:
+        size_bytes = int(length) if length.isdigit() else most
+        if size_bytes > most:
             raise _too_large(most)
         parts: list[bytes] = []
         left = most
         while self._has_more_body:
+            if most - left > SMALL_BYTES and self._room is None:
+                self._room = await self._bodies.reserve(size_bytes, self.peer)
+                self._bodies.begin(self._room)
             message = await self._next_part()
             self._has_more_body = message.get("more_body", False)
             parts.append(message.get("body", b""))
             left -= len(parts[-1])
             if left < 0:
                 raise _too_large(most)
+        if self._room is not None:
+            self._bodies.pause(self._room)
         return b"".join(parts)
+
+    def give_room_back(self) -> None:
+        """Give back what the body took, which nobody needs any more."""
+        if self._room is not None:
+            self._bodies.give_back(self._room)
 
     async def _next_part(self) -> _Message:
         try:

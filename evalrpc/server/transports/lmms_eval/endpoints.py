@@ -14,6 +14,7 @@ from evalrpc.errors import EvalrpcError, FieldsError
 from evalrpc.jobs.lifecycle import TERMINAL
 from evalrpc.printable import printable
 from evalrpc.server.transports.http.application import Endpoint
+from evalrpc.server.transports.http.codec import MAX_JSON_BYTES, require_few_values
 from evalrpc.server.transports.http.errors import HTTP_STATUS, JSON, error_headers
 from evalrpc.server.transports.http.methods import HttpMethod
 from evalrpc.server.transports.http.request import INERT, HttpRequest
@@ -83,7 +84,7 @@ class LmmsEvalEndpoints:
         except EvalrpcError as error:
             status, answer = HTTP_STATUS[error.code], {"detail": error.message}
             headers = list(error_headers(error))
-        await request.respond(status, headers, json.dumps(answer, ensure_ascii=False).encode())
+        await request.respond(status, headers, json.dumps(answer, ensure_ascii=False).encode(errors="replace"))
 
     async def _answer_of(self, request: HttpRequest) -> dict[str, Any]:
         """Raises _AnswerError, UnprocessableError, EvalrpcError."""
@@ -195,7 +196,8 @@ _NOT_CANCELLED: Final = {
 
 async def _json_body(request: HttpRequest) -> bytes:
     """Return the body. Raises UnprocessableError for one of another type, which any page could send."""
-    body = await request.body()
+    body = await request.body(MAX_JSON_BYTES)
+    require_few_values(body)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise no_json(body)

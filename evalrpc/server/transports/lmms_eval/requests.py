@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from evalrpc.errors import FieldViolation
 from evalrpc.jobs.argument_text import parse_arguments
+from evalrpc.protobuf.structs import wire_text
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
 
 PREPARED: Final = "#"
@@ -21,6 +23,7 @@ _DICT: Final = "model_attributes_type", "Input should be a valid dictionary or o
 _DIGITS: Final = re.compile(r"\s*-?[0-9]{1,9}\s*")
 _MAX_INTEGER: Final = 2**31
 _MAX_NUMBER: Final = 1e300
+_MAX_SHOWN_BYTES: Final = 64 * 1024
 _MISSING: Final = "missing", "Field required"
 
 
@@ -57,7 +60,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    return isinstance(value, str) and value == wire_text(value)  # JSON may have halves of surrogate pairs, which are no text
 
 
 def _is_number(value: Any) -> bool:
@@ -176,7 +179,15 @@ def _read(body: bytes, fields: Mapping[str, _Field], never_null: frozenset[str])
 
 def _error(error: tuple[str, str], loc: list[Any], given: Any) -> dict[str, Any]:
     kind, text = error
-    return {"type": kind, "loc": loc, "msg": text, "input": given}
+    return {"type": kind, "loc": loc, "msg": text, "input": _shown(given)}
+
+
+def _shown(given: Any) -> Any:
+    """Return what is wrong, as far as an answer can have it."""
+    try:
+        return given if len(json.dumps(given)) <= _MAX_SHOWN_BYTES else None
+    except RecursionError:
+        return None
 
 
 def _number(value: Any) -> Any:
@@ -213,5 +224,8 @@ def _fill_struct(request: EvaluateRequest, field: str, values: Mapping[str, Any]
         return
     try:
         json_format.ParseDict({field: values}, request)
+        SubmitJobRequest(request=request)  # which copies it: what is nested too deep for that nobody can read
     except (json_format.ParseError, ValueError, OverflowError) as error:
         raise UnprocessableError([_error(("value_error", str(error)), ["body", field], None)]) from None
+    except (DecodeError, RecursionError):
+        raise UnprocessableError([_error(("value_error", "is nested too deep"), ["body", field], None)]) from None
