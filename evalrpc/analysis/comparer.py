@@ -4,9 +4,7 @@ take more memory than the rest of an idle server, are never loaded into it."""
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
-
-from google.protobuf.message import Message
+from typing import Any, Final
 
 from evalrpc.analysis import work
 from evalrpc.analysis.evidence import Evidence, Measured
@@ -15,6 +13,7 @@ from evalrpc.analysis.run_series import Series
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ReadLimitError
 from evalrpc.files.read_budget import ReadLimits
+from evalrpc.protobuf.copies import without
 from evalrpc.reading import page_tokens
 from evalrpc.reading.processes import ReadingProcesses
 from evalrpc.reading.remembered import Remembered
@@ -100,9 +99,9 @@ class Comparer:
     async def list_flips(self, call: ListFlipsRequest, jobs: Sequence[JobInfo], page_size: int, owner: str) -> bytes:
         """List a page of flips, as a serialised ListFlipsResponse. Raises what `evalrpc.analysis.flips.find_flips` does,
         InvalidRequestError for a bad token, and SamplesNotFoundError for samples that have gone meanwhile."""
-        listing = _without(call, "page_size", "page_token")
+        listing = without(call, "page_size", "page_token")
         begin = page_tokens.decode(call.page_token, listing) or 0
-        flips = await self._flips(_without(listing, "direction"), jobs, owner)
+        flips = await self._flips(without(listing, "direction"), jobs, owner)
         indices = flips.range_of(call.direction)
         part = flips.part(indices[begin : begin + page_size])
         page: ListFlipsResponse = await self._read(owner, work.read_flips, (part, page_size), jobs)
@@ -145,19 +144,9 @@ class Comparer:
             return work.Outcome.TAKES_LONG
 
 
-def _without(call: ListFlipsRequest, *fields: str) -> ListFlipsRequest:
-    rest = ListFlipsRequest()
-    rest.CopyFrom(call)
-    for field in fields:
-        cast(Message, rest).ClearField(field)
-    return rest
-
-
 def _needed_of(job: JobInfo) -> JobInfo:
     """Return a job without what is large in its request and of which a comparison needs nothing."""
-    needed = JobInfo()
-    needed.CopyFrom(job)
-    needed.request.Clear()
+    needed = without(job, "request")
     needed.request.harness = job.request.harness
     needed.request.task_args.CopyFrom(job.request.task_args)
     return needed

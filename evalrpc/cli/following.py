@@ -14,6 +14,7 @@ from evalrpc.cli.tables import Cell
 from evalrpc.client import EvalClient
 from evalrpc.errors import EvalrpcError, UnavailableError
 from evalrpc.printable import printable
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobFilter, JobInfo, JobStatus
 
 _HEARTBEAT_SECONDS = 5.0
@@ -200,7 +201,7 @@ class RunTime:
         job = self._job
         if job.status == JobStatus.JOB_STATUS_RUNNING and job.progress.HasField("elapsed"):
             since_seconds = job_table.clock.monotonic() - self._taken_seconds
-            return wording.seconds_text(job.progress.elapsed.ToNanoseconds() / 1e9 + since_seconds)
+            return wording.seconds_text(seconds_of(job.progress.elapsed) + since_seconds)
         return wording.run_time(job, job_table.clock.now())
 
 

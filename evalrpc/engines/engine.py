@@ -38,7 +38,7 @@ from evalrpc.errors import GatewayError, RunFailedError
 from evalrpc.executors.base import Executor, Resources, RunAccount, RunHandle, RunKey, RunLimits
 from evalrpc.files.opening import open_in, read_note
 from evalrpc.files.private import create_private_file, make_private_folder
-from evalrpc.harnesses.failures import find_failure, shorten, strip_colours
+from evalrpc.harnesses.failures import failure_or_last_line, shorten
 from evalrpc.jobs.paths import log_path
 from evalrpc.jobs.served_models import is_folder, is_known
 from evalrpc.jobs.transitions import ENGINE_LOST_REASON
@@ -535,8 +535,7 @@ class Engine:
         self.state_since = self.dependencies.clock.now()
 
     def _last_words(self) -> str:
-        lines = list(map(strip_colours, self.log_tail()))
-        return find_failure(lines) or next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+        return failure_or_last_line(self.log_tail()) or "its log is empty"
 
     def mask(self) -> Mask:
         """Return with what its log is masked. Blocks if a secret has not been read yet, as after a restart."""

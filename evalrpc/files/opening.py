@@ -26,10 +26,11 @@ from evalrpc.protobuf.file_names import disk_name, wire_name
 MAX_NAME_BYTES: Final = 4096
 """The size of a name within a folder, which is that of a path."""
 
-_MAX_NAMES: Final = 20_000
+_MAX_NAMES: Final = 16_000
 """How many names of a folder are kept in memory. A folder below gets a part of that, the less the deeper it lies."""
 
 _MIN_NAMES: Final = 50
+_SPARE: Final = 4  # names beyond those that are wanted: a fourth of them
 _CHECKED_ENTRIES: Final = 1000
 _BETWEEN: Final = "\0/"  # in no name: after NUL a byte follows as two digits
 
@@ -313,8 +314,8 @@ def _first_names(
         found = _later_name(entry, name, after)
         if found > last and len(name.encode()) <= max_bytes:
             first.append(found)
-        if len(first) == 2 * max_names:
-            first.sort()
+        if len(first) == max_names + max_names // _SPARE:
+            first.sort()  # quick: but for the last ones they are in order
             del first[max_names:]
             bound = first[-1]
     return sorted(first)[:max_names]

@@ -69,6 +69,12 @@ def find_failure(log_tail: Iterable[str]) -> str | None:
     return None
 
 
+def failure_or_last_line(log_tail: Sequence[str]) -> str:
+    """Return the line that says why a program ended, else the last one that isn't blank; empty if there is none."""
+    lines = (strip_colours(line).strip() for line in reversed(log_tail))
+    return find_failure(log_tail) or next(filter(None, lines), "")
+
+
 def without_listing(line: str) -> str:
     """Return a line of a log. Of the list of all models that a harness prints for one that it does not know, the nearest names
     are kept."""

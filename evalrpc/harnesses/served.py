@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from evalrpc.harnesses.base import JudgedHarness, ServedEndpoint, ServedNeeds
+from evalrpc.protobuf.copies import without
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 API_KEY: Final = "evalrpc"
@@ -16,9 +17,7 @@ _NO_PROXY: Final = ("NO_PROXY", "no_proxy")
 
 def pointed_at(request: EvaluateRequest, model: str, /, **model_args: str | bool) -> EvaluateRequest:
     """Return the request with this `model`, with these arguments besides its own, and without a served model."""
-    changed = EvaluateRequest()
-    changed.CopyFrom(request)
-    changed.ClearField("served_model")
+    changed = without(request, "served_model")
     changed.model = model
     changed.model_args.update(model_args)
     return changed

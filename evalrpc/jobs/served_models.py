@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from evalrpc.protobuf.copies import without
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobInfo, ServedModel
 
 SERVED_FIELD: Final = "served_model"
@@ -66,10 +67,7 @@ def identity(served: ServedModel, job_id: str) -> str:
 
 def without_replicas(served: ServedModel) -> ServedModel:
     """Return what is equal for jobs that differ only in how many processes may answer."""
-    alike = ServedModel()
-    alike.CopyFrom(served)
-    alike.ClearField("max_replicas")
-    return alike
+    return without(served, "max_replicas")
 
 
 def replicas_wanted(request: EvaluateRequest, identity_: str, job_id: str) -> int:

@@ -14,6 +14,7 @@ from mcp.server.mcpserver import Image
 from mcp.server.mcpserver.exceptions import ToolError
 
 from evalrpc.errors import EvalrpcError, FieldsError
+from evalrpc.protobuf.copies import without
 from evalrpc.v1.jobs_pb2 import JobInfo
 from evalrpc.v1.samples_pb2 import ReadSampleMediaResponse
 
@@ -56,14 +57,11 @@ def plain(message: Message) -> dict[str, Any]:
 
 def plain_job(job: JobInfo) -> dict[str, Any]:
     """Return a job, with the first of its metrics as numbers by name."""
-    shown = JobInfo()
-    shown.CopyFrom(job)
     metrics: list[dict[str, Any]] = []
     for model, result in sorted(job.results.items()):
         metrics += [{"model": model, **plain(metric)} for metric in result.metrics[: MAX_METRICS - len(metrics)]]
     count = sum(result.metric_count for result in job.results.values())
-    shown.ClearField("results")
-    answer = plain(shown)
+    answer = plain(without(job, "results"))
     if metrics:
         answer |= {"metrics": metrics, "metric_count": count}
     return answer

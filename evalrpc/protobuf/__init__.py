@@ -1,1 +1,1 @@
-"""What the protobuf library lacks: Structs of any values, numbers within bounds, messages assembled from bytes."""
+"""What the protobuf library lacks: Structs of any values, numbers within bounds, partial copies, messages made of bytes."""

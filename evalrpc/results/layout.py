@@ -238,9 +238,10 @@ def _match(patterns: Iterable[re.Pattern[str]], name: str) -> re.Match[str] | No
 def _read_document(output_dir: Path, path: Path) -> Mapping[str, object]:
     with valid_results(path.name):
         with open_in(output_dir, path) as file:
-            if os.fstat(file.fileno()).st_size > MAX_RESULTS_BYTES:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > MAX_RESULTS_BYTES:
                 raise _invalid(f"{path.name} is larger than {MAX_RESULTS_BYTES} bytes")
-            content = file.read(MAX_RESULTS_BYTES)
+            content = file.read(size_bytes)
         document = json.loads(content, parse_int=json_integer)
     if not isinstance(document, dict) or not isinstance(document.get("results"), dict):
         raise _invalid(f"{path.name} has no table of results")

@@ -26,7 +26,7 @@ from evalrpc.files.opening import read_note, scan_folder
 from evalrpc.files.private import create_private_file, make_private_folder
 from evalrpc.files.trees import remove_tree
 from evalrpc.harnesses.base import Exit, Run
-from evalrpc.harnesses.failures import find_failure, shorten
+from evalrpc.harnesses.failures import failure_or_last_line, shorten
 from evalrpc.jobs.paths import attempt_dir, preparation_dir
 from evalrpc.preparations.preparation import Preparation, model_folder, place_of, with_model
 from evalrpc.preparations.prepared_models import PreparedModels
@@ -264,7 +264,7 @@ class ModelPreparation:
         if exit_status.code is None and exit_status.signal is None:
             raise RunFailedError("RUN_LOST", "the preparation has left no exit status: it, or what records its end, was killed")
         if exit_status.code != 0:
-            self._fail(preparation, _last_words(exit_status, self._judged_lines()), exit_status)
+            self._fail(preparation, _problem(exit_status, self._judged_lines()), exit_status)
         if not _has_files(self._made.joinpath(*self._place().parts[1:])):
             self._fail(preparation, "left no files")
         account = self._key.account
@@ -311,8 +311,8 @@ def _has_files(folder: Path) -> bool:
         return False
 
 
-def _last_words(exit_status: Exit, log_tail: list[str]) -> str:
+def _problem(exit_status: Exit, log_tail: list[str]) -> str:
     """Say why it failed."""
     end = f"ended by signal {exit_status.signal}" if exit_status.code is None else f"exited with code {exit_status.code}"
-    words = find_failure(log_tail) or next((line.strip() for line in reversed(log_tail) if line.strip()), "")
+    words = failure_or_last_line(log_tail)
     return f"{end}: {words}" if words else f"{end} and wrote nothing"

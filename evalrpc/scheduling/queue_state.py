@@ -12,7 +12,6 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from sortedcontainers import SortedKeyList
 
 from evalrpc.clock import Clock
@@ -25,6 +24,7 @@ from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.served_models import engine_gpu_count, engine_needs, needs_of, needs_text, served_models
 from evalrpc.jobs.share_policy import Entitlements, charged_width, is_urgent
 from evalrpc.protobuf import wire_format
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.scheduling import capacity, placement, wait_reasons
 from evalrpc.scheduling.capacity import Capacity, Slots
 from evalrpc.scheduling.engine_charges import ChargedJob, EngineCharges
@@ -150,7 +150,7 @@ class QueueState:
             self._shares.restore(use.owner, use.width, use.started_ns / 1e9, use.ended_ns / 1e9, now_seconds)
         for sequence, job in running:
             self._running.add(job, sequence)
-            self._shares.begin(job.owner, _use_of(job), _seconds(job.started_at), now_seconds)
+            self._shares.begin(job.owner, _use_of(job), seconds_of(job.started_at), now_seconds)
         self._known_free = None
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -394,13 +394,13 @@ class QueueState:
     def _may_preempt(self, job: pb.JobInfo, now_seconds: float) -> bool:
         """Return whether a preemptible job may be asked to give way: not if that was so shortly before, or if it is ending."""
         preempted_at = transitions.last_preempted_at(job)
-        has_rested = preempted_at is None or now_seconds - _seconds(preempted_at) >= self._preemption_interval_seconds
+        has_rested = preempted_at is None or now_seconds - seconds_of(preempted_at) >= self._preemption_interval_seconds
         return has_rested and not job.HasField("cancel_requested_at")
 
     def _running_job(self, job: pb.JobInfo, terms: "_Terms") -> RunningJob:
         order = service_order(job.owner, -job.priority, self._running.sequence(job.job_id), self._standing(job.owner, terms))
         node, width = self._running.resources_of(job).node, len(job.gpus)
-        started_seconds, is_served = _seconds(job.started_at), takes_served_slot(job.request)
+        started_seconds, is_served = seconds_of(job.started_at), takes_served_slot(job.request)
         return RunningJob(order, job.job_id, node, width, started_seconds, job.owner, is_served)
 
     def may_preempt_later(self) -> bool:
@@ -421,7 +421,7 @@ class QueueState:
 
     def now_seconds(self) -> float:
         """Return the time of day that `choose` goes by."""
-        return self._clock.now().ToNanoseconds() / 1e9
+        return seconds_of(self._clock.now())
 
     def queued_job_ids(self, limit: int, owner: str | None = None) -> list[str]:
         """Return the first queued jobs in the expected order of service; with `owner`, of the jobs of that owner."""
@@ -533,7 +533,7 @@ class QueueState:
         self._holdings_of_engines = self._engines.holdings()
         self._gpus_of_engines = gpus_by_owner(self._holdings_of_engines, self._owner_of)
         jobs = {
-            job.job_id: ChargedJob(job.owner, _seconds(job.started_at)) for job in self._running if served_models(job.request)
+            job.job_id: ChargedJob(job.owner, seconds_of(job.started_at)) for job in self._running if served_models(job.request)
         }
         now_seconds = self.now_seconds()
         self._shares.charge_engines(self._charges.follow(self._holdings_of_engines, jobs, now_seconds), now_seconds)
@@ -627,9 +627,9 @@ class QueueState:
         if before is not None:
             attempts = change.job.attempts
             ended_at = attempts[-1].completed_at if attempts and attempts[-1].HasField("completed_at") else self._clock.now()
-            self._shares.end(before.owner, _use_of(before), _seconds(before.started_at), _seconds(ended_at), now_seconds)
+            self._shares.end(before.owner, _use_of(before), seconds_of(before.started_at), seconds_of(ended_at), now_seconds)
         if after is not None:
-            self._shares.begin(after.owner, _use_of(after), _seconds(after.started_at), now_seconds)
+            self._shares.begin(after.owner, _use_of(after), seconds_of(after.started_at), now_seconds)
 
     def _place(self, change: Change) -> None:
         job_id = change.job.job_id
@@ -724,10 +724,6 @@ def _queue_of(owner: str, entries: Sequence[QueuedJob]) -> OwnerQueue:
     queue = OwnerQueue(owner)
     queue.load((entry for entry in entries if not entry.ready_seconds), (entry for entry in entries if entry.ready_seconds))
     return queue
-
-
-def _seconds(time: Timestamp) -> float:
-    return time.ToNanoseconds() / 1e9
 
 
 def _use_of(job: pb.JobInfo) -> RunUse:

@@ -8,7 +8,6 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, takewhile
@@ -44,6 +43,8 @@ from evalrpc.jobs.served_models import served_models
 from evalrpc.jobs.share_policy import URGENT_PRIORITY, Entitlements, is_urgent
 from evalrpc.jobs.views import reduce_to_view
 from evalrpc.preparations.preparation import Preparation
+from evalrpc.protobuf.copies import without
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.job_results import JobResults
@@ -441,9 +442,7 @@ class EvaluationService:
         """List suite runs, newest first."""
         validation.require(validation.suite_runs(request))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        listing = ListSuiteRunsRequest()
-        listing.CopyFrom(request)
-        listing.page_size, listing.page_token = 0, ""
+        listing = without(request, "page_size", "page_token")
         before, owner = page_tokens.decode(request.page_token, listing), self._visible_owner(call)
         return await self._read(lambda: self._suite_runs_page(listing, before, page_size, owner).SerializeToString())
 
@@ -716,7 +715,7 @@ class EvaluationService:
         """Return the intervals between the heartbeats of a stream; None for none."""
         if not call.HasField("heartbeat_interval"):
             return self.default_interval
-        seconds = call.heartbeat_interval.ToNanoseconds() / 1e9
+        seconds = seconds_of(call.heartbeat_interval)
         return (lambda: seconds) if seconds else None
 
     def _visible_owner(self, call: Call) -> str | None:
@@ -917,6 +916,5 @@ def _require_may_give(priority: int, principal: Principal) -> None:
 
 def _fingerprint(call: SubmitJobRequest | SubmitSuiteRequest) -> bytes:
     """Return a digest that is equal for submissions with equal contents, regardless of request_id."""
-    contents = deepcopy(call)
-    contents.ClearField("request_id")
+    contents = without(call, "request_id")
     return hashlib.sha256(contents.SerializeToString(deterministic=True)).digest()

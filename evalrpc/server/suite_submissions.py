@@ -1,9 +1,7 @@
 """The jobs that a suite comes to for a client's model, and what is wrong with them, in terms of what the client has sent."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, cast
-
-from google.protobuf.message import Message
+from typing import Final
 
 from evalrpc.errors import (
     ExecutorUnsuitableError,
@@ -14,6 +12,7 @@ from evalrpc.errors import (
     SecretNotAllowedError,
 )
 from evalrpc.jobs.suite_states import SUITE_LABEL
+from evalrpc.protobuf.copies import without
 from evalrpc.server.admission import Admission, GpuCounts
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
 from evalrpc.v1.suites_pb2 import SubmitSuiteRequest, Suite
@@ -70,13 +69,11 @@ class SuiteJobs:
                 yield FieldViolation(f"harness_requests[{harness}].{field.removeprefix(_REQUEST)}", problem)
 
     def _submission(self, of_entry: EvaluateRequest) -> SubmitJobRequest:
-        call, request = self._call, EvaluateRequest()
-        request.CopyFrom(call.request)
-        if of_entry.harness in call.harness_requests:
-            of_harness = call.harness_requests[of_entry.harness]
-            for name in _fields(of_harness) - {_MERGED}:  # MergeFrom would add to lists, and to messages within
-                cast(Message, request).ClearField(name)
-            request.MergeFrom(of_harness)
+        call = self._call
+        of_harness = call.harness_requests.get(of_entry.harness, EvaluateRequest())
+        replaced = _fields(of_harness) - {_MERGED}  # MergeFrom would add to lists, and to messages within
+        request = without(call.request, *replaced)
+        request.MergeFrom(of_harness)
         request.MergeFrom(of_entry)
         request.log_samples = True
         return SubmitJobRequest(

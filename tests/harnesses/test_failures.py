@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses.base import Exit
-from evalrpc.harnesses.failures import MAX_MESSAGE_CHARACTERS, check_exit, failed, find_failure, shorten, without_listing
+from evalrpc.harnesses.failures import (
+    MAX_MESSAGE_CHARACTERS,
+    check_exit,
+    failed,
+    failure_or_last_line,
+    find_failure,
+    shorten,
+    without_listing,
+)
 
 DATA = Path(__file__).parent.parent / "data" / "lmms_eval"
 
@@ -119,6 +127,19 @@ def test_the_line_that_says_why_is_found(lines: list[str], message: str) -> None
 )
 def test_a_log_that_does_not_say_why_has_no_failure(lines: list[str]) -> None:
     assert find_failure(lines) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([], ""),
+        (["", "  "], ""),
+        (["KeyError: 'a'", "bye"], "KeyError: 'a'"),
+        (["one", " \x1b[31mtwo\x1b[0m ", " "], "two"),
+    ],
+)
+def test_where_no_line_says_why_the_last_one_stands_for_it(lines: list[str], said: str) -> None:
+    assert failure_or_last_line(lines) == said
 
 
 @settings(deadline=None)

@@ -15,6 +15,7 @@ from evalrpc.clock import Clock
 from evalrpc.config import OidcSettings
 from evalrpc.config.callers import ROLES, is_owner
 from evalrpc.errors import PermissionDeniedError, UnauthenticatedError
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.server.auth.signing_keys import SigningKeys
 from evalrpc.server.auth.tokens import expired
 from evalrpc.server.call import Principal, Role
@@ -63,7 +64,7 @@ class OidcTokens:
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
         """Return whom verified claims belong to."""
-        now_seconds = self._clock.now().ToNanoseconds() / 1e9
+        now_seconds = seconds_of(self._clock.now())
         expires_seconds = min(_time(claims, "exp"), _LAST_SECOND)
         if now_seconds >= expires_seconds:
             raise expired()

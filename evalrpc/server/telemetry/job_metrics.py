@@ -7,6 +7,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.jobs import lifecycle, transitions
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.server.telemetry.instruments import Instruments
 from evalrpc.store.base import Change, QueuedRow
 from evalrpc.v1 import jobs_pb2 as pb
@@ -53,12 +54,12 @@ class JobMetrics:
         """Return how long the job that has been QUEUED for longest has waited; 0 without any."""
         with self._lock:
             since = next(iter(self._queued_since.values()), None)
-        return 0.0 if since is None else max(0.0, _seconds(self._now()) - since)
+        return 0.0 if since is None else max(0.0, seconds_of(self._now()) - since)
 
     def _follow(self, change: Change) -> None:
         job, since = change.job, None
         if job.status == pb.JOB_STATUS_QUEUED:
-            self._queued_since.setdefault(change.sequence, _seconds(_queued_at(job)))
+            self._queued_since.setdefault(change.sequence, seconds_of(_queued_at(job)))
         else:
             since = self._queued_since.pop(change.sequence, None)
         if change.is_own:
@@ -73,14 +74,14 @@ class JobMetrics:
         if change.previous == pb.JOB_STATUS_RUNNING:
             self._count_attempt(job, harness)
         if job.status == pb.JOB_STATUS_RUNNING and since is not None:
-            self._instruments.queue_wait.labels(harness).observe(max(0.0, _seconds(job.started_at) - since))
+            self._instruments.queue_wait.labels(harness).observe(max(0.0, seconds_of(job.started_at) - since))
         if job.status in lifecycle.TERMINAL:
             reason = job.error.reason if job.error.reason in REASONS else OTHER
             self._instruments.jobs_finished.labels(harness, status_label(job.status), reason).inc()
 
     def _count_attempt(self, job: pb.JobInfo, harness: str) -> None:
         attempt = job.attempts[-1]
-        seconds = max(0.0, _seconds(attempt.completed_at) - _seconds(attempt.started_at))
+        seconds = max(0.0, seconds_of(attempt.completed_at) - seconds_of(attempt.started_at))
         self._instruments.attempt_duration.labels(harness, _outcome(job)).observe(seconds)
 
 
@@ -100,7 +101,3 @@ def _outcome(job: pb.JobInfo) -> str:
 def _queued_at(job: pb.JobInfo) -> Timestamp:
     """Return since when a QUEUED job has waited."""
     return job.attempts[-1].completed_at if job.attempts else job.created_at
-
-
-def _seconds(time: Timestamp) -> float:
-    return time.ToNanoseconds() / 1e9
