@@ -153,7 +153,7 @@ def _clustered(sizes: NDArray[np.int64], correlation: float, name: str, *, claim
         return np.where(flips, np.where(dice.random(len(clusters)) < chances[clusters], 1.0, -1.0), 0.0)
 
     def test(differences: NDArray[np.float64]) -> Difference:
-        return clustered_t(differences, clusters, ALPHA, is_binary=True).difference
+        return clustered_t(differences, clusters, ALPHA, scale=1.0).difference
 
     title = f"clustered t, {name}, correlation {correlation:g}"
     return _Models(title, draw, test, 0.2, 0.2 * _DIFFERING, naive=_mcnemar, claims=claims)

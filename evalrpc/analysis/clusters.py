@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 
 from evalrpc.analysis.distributions import t_quantile, t_tail
 from evalrpc.analysis.power import DEFAULT_POWER, Design, detectable_mean
-from evalrpc.analysis.significance import Difference, mcnemar
+from evalrpc.analysis.significance import ROUNDING, Difference, without_spread
 
 MIN_CLUSTERS: Final = 5
 """Fewer say too little about how clusters differ."""
-
-_ROUNDING: Final = 1e-12  # a variance this much smaller than another one is zero
 
 
 class ClusteredDifference(NamedTuple):
@@ -31,10 +29,9 @@ class ClusteredDifference(NamedTuple):
 
 
 def clustered_t(
-    differences: NDArray[np.float64], clusters: NDArray[np.int64], alpha: float, *, is_binary: bool
+    differences: NDArray[np.float64], clusters: NDArray[np.int64], alpha: float, scale: float = 0.0
 ) -> ClusteredDifference:
-    """Test the mean of differences in at least two clusters, which are numbered from 0 on. `is_binary` says that they are of
-    values of 0 and 1.
+    """Test the mean of differences in at least two clusters, which are numbered from 0 on. `scale` is as in `without_spread`.
 
     Where all differences are equal, which says nothing about how clusters differ, it is McNemar's test of the clusters.
     """
@@ -42,10 +39,10 @@ def clustered_t(
     sizes = np.bincount(clusters)
     sums = np.asarray(np.bincount(clusters, weights=differences - mean), np.float64)
     unclustered = float(differences.var(ddof=1)) / count
-    if unclustered <= _ROUNDING * mean**2:
-        return ClusteredDifference(_without_spread(mean, len(sizes), alpha, is_binary=is_binary), len(sizes), None)
+    if unclustered <= ROUNDING * mean**2:
+        return ClusteredDifference(without_spread(mean, len(sizes), alpha, scale), len(sizes), None)
     variance = cr2_variance(sizes, sums)
-    if variance <= _ROUNDING * unclustered:  # clusters that are equal by chance
+    if variance <= ROUNDING * unclustered:  # clusters that are equal by chance
         variance = unclustered
     freedom = degrees_of_freedom(sizes, intra_cluster_correlation(sizes, variance / unclustered))
     error = math.sqrt(variance)
@@ -94,15 +91,3 @@ def degrees_of_freedom(sizes: NDArray[np.int64], correlation: float) -> float:
     weights = np.array([1 - correlation, correlation])
     norm = weights @ np.array([[independent, both], [both, dependent]]) @ weights
     return float((weights @ traces) ** 2 / norm)
-
-
-def _without_spread(mean: float, cluster_count: int, alpha: float, *, is_binary: bool) -> Difference:
-    """Return the outcome for differences that are all equal."""
-    found = mcnemar(cluster_count if mean < 0 else 0, cluster_count if mean > 0 else 0, cluster_count, alpha)
-    scale = 1.0 if is_binary else abs(mean)
-    return found._replace(
-        value=mean,
-        lower=found.lower * scale,
-        upper=found.upper * scale,
-        detectable=found.detectable * scale,
-    )

@@ -149,4 +149,6 @@ def _needed_of(job: JobInfo) -> JobInfo:
     needed = without(job, "request")
     needed.request.harness = job.request.harness
     needed.request.task_args.CopyFrom(job.request.task_args)
+    if job.request.HasField("limit"):
+        needed.request.limit = job.request.limit
     return needed

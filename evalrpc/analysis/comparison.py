@@ -13,7 +13,7 @@ from typing import Final
 from evalrpc.analysis import significance, verdicts
 from evalrpc.analysis.clusters import MIN_CLUSTERS, clustered_t
 from evalrpc.analysis.job_samples import JobSamples, by_task, key_of, keys_of
-from evalrpc.analysis.matching import Matching, line_up, require_results, require_size
+from evalrpc.analysis.matching import Matching, limit_difference, line_up, require_results, require_size
 from evalrpc.analysis.noise import Noise, noise_of
 from evalrpc.analysis.sample_fields import ClusterField
 from evalrpc.analysis.sample_values import NO_VALUES, Pairs, SampleValues, TaskSamples, clusters_of, pair
@@ -125,6 +125,8 @@ class _Tester:
                 for metric in metrics:
                     self._budget.spend()
                     _MetricTest(metric, ours, theirs, documents, self._clusters, self._alpha).run()
+                    if not metric.paired_sample_count and (other := limit_difference(metric, self._baseline, candidate)):
+                        metric.definition_differences.append(other)
                     self._observe(metric, theirs.values.get(key_of(metric), NO_VALUES))
 
 
@@ -186,12 +188,11 @@ class _MetricTest:
     def _paired(self) -> Difference | None:
         """Test the pairs, or note why not."""
         metric, pairs = self._metric, self._pairs
-        is_binary = pairs.are_zero_or_one()
-        if pairs.count < (1 if is_binary else MIN_SAMPLES):
+        if pairs.count < (1 if pairs.are_zero_or_one() else MIN_SAMPLES):
             metric.note = f"too few samples are in both jobs: {pairs.count}"
             return None
         test = self._clustered if len(self._ours.clusters) or len(self._theirs.clusters) else self._independent
-        found = test(pairs, is_binary=is_binary)
+        found = test(pairs)
         if found is not None:
             metric.paired_sample_count = pairs.count
             metric.differing_sample_count = pairs.losses + pairs.gains
@@ -199,7 +200,7 @@ class _MetricTest:
             _set_noise(metric, noise_of(pairs, self._ours, self._theirs, found.standard_error))
         return found
 
-    def _clustered(self, pairs: Pairs, *, is_binary: bool) -> Difference | None:
+    def _clustered(self, pairs: Pairs) -> Difference | None:
         metric, clusters = self._metric, clusters_of(pairs, self._ours, self._theirs)
         metric.cluster_field = self._clusters.name
         metric.cluster_count = int(clusters.max()) + 1
@@ -210,20 +211,20 @@ class _MetricTest:
             )
             return None
         metric.method = TEST_METHOD_CLUSTERED_T
-        found = clustered_t(pairs.differences, clusters, self._alpha, is_binary=is_binary)
+        found = clustered_t(pairs.differences, clusters, self._alpha, pairs.scale)
         if found.design_effect is not None:
             metric.design_effect = found.design_effect
         return found.difference
 
-    def _independent(self, pairs: Pairs, *, is_binary: bool) -> Difference:
+    def _independent(self, pairs: Pairs) -> Difference:
         metric = self._metric
         if self._clusters.is_asked_for:
             metric.note = f"no sample has the field {self._clusters.name!r}, so all are taken for independent"
-        if is_binary:
+        if pairs.are_zero_or_one():
             metric.method = TEST_METHOD_MCNEMAR
             return significance.mcnemar(pairs.losses, pairs.gains, pairs.count, self._alpha)
         metric.method = TEST_METHOD_PAIRED_BOOTSTRAP
-        return significance.paired_bootstrap(pairs.differences, self._alpha)
+        return significance.paired_bootstrap(pairs.differences, self._alpha, pairs.scale)
 
 
 def _pairs_of_any(ours: TaskSamples, theirs: TaskSamples) -> Pairs:

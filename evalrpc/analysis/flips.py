@@ -1,6 +1,5 @@
 """The samples whose value changed between two jobs: found once, in an order, and read a page at a time."""
 
-import json
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -26,6 +25,7 @@ from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.page_bound import PageBound
 from evalrpc.reading.row_cutting import bounded_row
 from evalrpc.reading.sample_files import open_samples
+from evalrpc.reading.sample_filters import sample_id
 from evalrpc.reading.sample_pages import MAX_ROW_VALUES
 from evalrpc.v1.comparison_pb2 import (
     FLIP_DIRECTION_BETTER,
@@ -208,12 +208,7 @@ class _RowReader:
             with open_samples(self._job, self._folder, self._path, self._harnesses, position, self._budget) as rows:
                 for values, _, is_too_large in rows:
                     row, cut_fields = bounded_row(values, MAX_ROW_BYTES, MAX_ROW_VALUES)
-                    doc_id = values.get("doc_id")
-                    return (
-                        wire_text(doc_id if isinstance(doc_id, str) else json.dumps(doc_id)),
-                        row,
-                        [""] if is_too_large else cut_fields,
-                    )
+                    return wire_text(sample_id(values)), row, [""] if is_too_large else cut_fields
         raise SamplesNotFoundError(
             f"job {self._job.job_id}: a row of its samples is gone since they were compared; begin with the first page",
             metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": self._job.job_id},

@@ -1,6 +1,7 @@
 """Which metrics of two jobs belong together, and which of them a call asks for."""
 
 import heapq
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final
@@ -161,7 +162,25 @@ def _definition_differences(ours: ModelResult | None, theirs: ModelResult | None
     if ours is None or theirs is None:
         return {}
     defined = {task.task: task for task in ours.tasks}
-    return {task.task: list(_differences(defined[task.task], task)) for task in theirs.tasks if task.task in defined}
+    found = {task.task: list(_differences(defined[task.task], task)) for task in theirs.tasks if task.task in defined}
+    _add_to_groups(found, [*ours.tasks, *theirs.tasks])
+    return found
+
+
+def _add_to_groups(found: dict[str, list[str]], tasks: Iterable[TaskResult]) -> None:
+    """Add to each group, for whose metrics other questions count too, the first difference in the tasks below it."""
+    groups = defaultdict[str, set[str]](set)
+    for task in tasks:
+        for subtask in {*task.subtasks} - {task.task}:
+            groups[subtask].add(task.task)
+    pending = deque((name, f"{name}: {found[name][0]}") for name in sorted(found) if found[name])
+    reached: set[str] = set()
+    while pending:
+        name, difference = pending.popleft()
+        for group in sorted(groups[name] - reached):
+            reached.add(group)
+            found.setdefault(group, []).append(difference)
+            pending.append((group, difference))
 
 
 def _differences(ours: TaskResult, theirs: TaskResult) -> Iterator[str]:
@@ -174,6 +193,16 @@ def _differences(ours: TaskResult, theirs: TaskResult) -> Iterator[str]:
         yield f"{sizes[0]} and {sizes[1]} documents in the dataset"
     if ours.config_hash and theirs.config_hash and ours.config_hash != theirs.config_hash:
         yield "another configuration (config_hash)"
+    if ours.subtasks and theirs.subtasks and set(ours.subtasks) != set(theirs.subtasks):
+        yield "other tasks in the group"
+
+
+def limit_difference(metric: MetricComparison, baseline: JobInfo, candidate: JobInfo) -> str:
+    """Say by which limits two jobs evaluated other documents of a task; empty if nothing says that they did."""
+    limits = [f"{job.request.limit:.15g}" if job.request.HasField("limit") else "none" for job in (baseline, candidate)]
+    counts = metric.baseline_sample_count, metric.candidate_sample_count
+    are_as_many = metric.HasField("baseline_sample_count") and metric.HasField("candidate_sample_count") and len({*counts}) == 1
+    return "" if limits[0] == limits[1] or are_as_many else f"limit {limits[0]} and {limits[1]}"
 
 
 def _argument_differences(ours: Struct, theirs: Struct) -> Iterator[str]:

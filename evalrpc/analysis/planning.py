@@ -102,7 +102,7 @@ def _spread(ours: SampleValues, theirs: SampleValues | None) -> "_Spread | str":
     repeats = [float(np.mean(each.repeats.counts)) if each.repeats else 1.0 for each in (ours, theirs)]
     of_answers = answer_variance(pairs, ours, theirs)
     mean_repeats = 2 / (1 / repeats[0] + 1 / repeats[1])
-    effect = _design_effect(pairs.differences, pairs, ours, theirs, is_binary=is_binary)
+    effect = _design_effect(pairs.differences, pairs, ours, theirs)
     single = None if of_answers is None else of_answers * mean_repeats
     return _Spread(pairs.count, variance, is_binary, single, mean_repeats, effect)
 
@@ -117,20 +117,18 @@ def _spread_of_one(samples: SampleValues) -> "_Spread | str":
     variance = 2 * mean * (1 - mean) if is_binary else 2 * float(samples.values.var(ddof=1))
     repeats = float(np.mean(samples.repeats.counts)) if samples.repeats else 1.0
     of_answers = answer_variance(pairs, samples, samples)
-    effect = _design_effect(samples.values - mean, pairs, samples, samples, is_binary=False)
+    effect = _design_effect(samples.values - mean, pairs, samples, samples)
     single = None if of_answers is None else of_answers * repeats
     return _Spread(count, variance, is_binary, single, repeats, effect, _ASSUMES_INDEPENDENCE)
 
 
-def _design_effect(
-    differences: NDArray[np.float64], pairs: Pairs, ours: SampleValues, theirs: SampleValues, *, is_binary: bool
-) -> float | None:
+def _design_effect(differences: NDArray[np.float64], pairs: Pairs, ours: SampleValues, theirs: SampleValues) -> float | None:
     if not len(ours.clusters) and not len(theirs.clusters):
         return None
     clusters = clusters_of(pairs, ours, theirs)
     if int(clusters.max()) + 1 < MIN_CLUSTERS:
         return None
-    return clustered_t(differences, clusters, DEFAULT_ALPHA, is_binary=is_binary).design_effect
+    return clustered_t(differences, clusters, DEFAULT_ALPHA).design_effect
 
 
 def _plan(metric: MetricComparison, spread: "_Spread | str", call: PlanComparisonRequest) -> MetricPlan:

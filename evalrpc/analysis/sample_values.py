@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from evalrpc.analysis.answer_counts import AnswerCounter
 from evalrpc.analysis.sample_fields import HARNESS_CLUSTERS, MAX_OFFERED, ClusterField, offered_fields
+from evalrpc.reading.sample_filters import id_in
 from evalrpc.results.metrics import number
 from evalrpc.v1.comparison_pb2 import AnswerCounts
 
@@ -118,6 +119,13 @@ class Pairs:
         """Number of pairs in which the candidate's value is smaller."""
         return int(np.count_nonzero(self.candidate < self.baseline))
 
+    @property
+    def scale(self) -> float:
+        """How far apart the values are: 1 for those of 0 and 1, also where all are the same."""
+        if self.are_zero_or_one():
+            return 1.0
+        return float(max(self.baseline.max(), self.candidate.max()) - min(self.baseline.min(), self.candidate.min()))
+
     def are_zero_or_one(self) -> bool:
         """Return whether every value is 0 or 1."""
         return all(bool(np.all((values == 0) | (values == 1))) for values in (self.baseline, self.candidate))
@@ -203,7 +211,7 @@ def read_samples(
     values_left = MAX_VALUES
     for row in rows:
         answers.take(row)
-        sample_id = _id(row.get("doc_id"))
+        sample_id = _id(row)
         if sample_id is None:
             continue
         cluster = clusters.code(row)
@@ -361,11 +369,12 @@ def _value(cell: object) -> float | None:
     return cell if isinstance(cell, int | float) and cell == cell else None  # NaN is not equal to itself
 
 
-def _id(doc_id: object) -> int | None:
-    """Return a 64-bit integer for an id: the id itself if it is one, else a digest; None for what can't be an id."""
-    if isinstance(doc_id, int) and -(2**63) <= doc_id < 2**63:
-        return int(doc_id)
-    return _digest(json.dumps(doc_id)) if isinstance(doc_id, str | int | float) else None
+def _id(row: Mapping[str, object]) -> int | None:
+    """Return a 64-bit integer for the id of a row: the id itself if it is one, else a digest; None for a row without an id."""
+    found = id_in(row)
+    if isinstance(found, int) and -(2**63) <= found < 2**63:
+        return int(found)
+    return None if found is None else _digest(json.dumps(found))
 
 
 def _document(row: Mapping[str, object]) -> int:

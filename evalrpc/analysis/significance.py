@@ -30,6 +30,9 @@ MAX_RESAMPLED: Final = 5_000
 MIN_SAMPLES: Final = 10
 """Fewer samples than this say too little about their spread for any test but McNemar's."""
 
+ROUNDING: Final = 1e-12
+"""A variance that is this much smaller than another one, or than the square of the mean, is zero."""
+
 _SEED: Final = 20_250_101
 _BATCH: Final = 64  # resamples in memory at once
 
@@ -65,14 +68,31 @@ def mcnemar(losses: int, gains: int, pairs: int, alpha: float) -> Difference:
     )
 
 
-def paired_bootstrap(differences: NDArray[np.float64], alpha: float) -> Difference:
-    """Test the mean of at least MIN_SAMPLES differences: the percentile bootstrap, and the p-value that its intervals imply."""
+def without_spread(mean: float, count: int, alpha: float, scale: float) -> Difference:
+    """Test differences that are all equal, of `count` pairs or clusters: by McNemar's test, since how they vary is not known.
+
+    `scale` is how far apart the values are that were compared, and so what might have differed; 0 if not known.
+    """
+    found = mcnemar(count if mean < 0 else 0, count if mean > 0 else 0, count, alpha)
+    size = abs(mean) or scale
+    return found._replace(value=mean, lower=found.lower * size, upper=found.upper * size, detectable=found.detectable * size)
+
+
+def paired_bootstrap(differences: NDArray[np.float64], alpha: float, scale: float = 0.0) -> Difference:
+    """Test the mean of at least MIN_SAMPLES differences: the percentile bootstrap, and the p-value that its intervals imply.
+
+    It is never below that of a sign test in which all pairs that differ agree: few of them can't say more. `scale` is as in
+    `without_spread`.
+    """
     mean = float(differences.mean())
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    if error**2 <= ROUNDING * mean**2:
+        return without_spread(mean, len(differences), alpha, scale)
     means = mean + _widening(len(differences), alpha) * _resampled_means(_grouped(differences - mean))
     lower, upper = np.quantile(means, (alpha / 2, 1 - alpha / 2))
     tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    p_value = min(1.0, 2 * (tail + 1) / (RESAMPLES + 1))
-    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    differing = int(np.count_nonzero(differences))
+    p_value = max(min(1.0, 2 * (tail + 1) / (RESAMPLES + 1)), sign_test(differing, differing))
     detectable = detectable_mean(error, len(differences) - 1, Design(alpha, DEFAULT_POWER))
     return Difference(mean, float(lower), float(upper), p_value, error, detectable)
 

@@ -55,7 +55,7 @@ def _share(values: NDArray[np.float64], clusters: NDArray[np.int64] | None, thre
     if clusters is not None and share in (0.0, 1.0):
         count = float(clusters.max()) + 1
     elif clusters is not None:
-        found = clustered_t(values, clusters, alpha, is_binary=True).difference
+        found = clustered_t(values, clusters, alpha).difference
         reach = found.upper - found.value
         count = min(count, share * (1 - share) * (t_quantile(alpha / 2, count - 1) / reach) ** 2)
     return clopper_pearson(share * count, count, threshold, alpha)
@@ -67,5 +67,5 @@ def _mean(
     """Test the mean of numbers. Without clusters each sample is one, with which the test is Student's."""
     method = TEST_METHOD_ONE_SAMPLE_T if clusters is None else TEST_METHOD_CLUSTERED_T
     groups = np.arange(len(values)) if clusters is None else clusters
-    found: Difference = clustered_t(values - threshold, groups, alpha, is_binary=False).difference
+    found: Difference = clustered_t(values - threshold, groups, alpha).difference
     return method, Value(found.lower + threshold, found.upper + threshold, found.p_value)

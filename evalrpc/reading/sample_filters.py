@@ -32,12 +32,18 @@ class SampleMatcher:
 
 
 def sample_id(row: Row) -> str:
-    """Return the id of a row as text: its `doc_id`, or else its `id`; empty if it has none."""
+    """Return the id of a row as text; empty if it has none."""
+    found = id_in(row)
+    return "" if found is None else str(found)
+
+
+def id_in(row: Row) -> str | int | float | None:
+    """Return the id of a row: its `doc_id`, or else its `id`; None if it has none."""
     for name in ("doc_id", "id"):
         value = row.get(name)
         if isinstance(value, str | int | float):
-            return str(value)
-    return ""
+            return value
+    return None
 
 
 def metric_value(row: Row, metric: str) -> float | None:

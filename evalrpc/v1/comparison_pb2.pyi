@@ -86,7 +86,8 @@ class _TestMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TestMethod
     TEST_METHOD_PAIRED_BOOTSTRAP: _TestMethod.ValueType  # 2
     """On at least ten paired samples of any other numbers: the percentile bootstrap of the mean difference from 9,999 resamples,
     widened for small samples following Hesterberg (2015). Above 5,000 pairs, the means of 5,000 random groups of pairs are
-    resampled instead. The random seed is fixed: the same jobs give the same answer.
+    resampled instead. The random seed is fixed: the same jobs give the same answer. The p-value is never below that of a sign
+    test in which all pairs that differ agree, and where all pairs differ by the same, or not at all, it is McNemar's test.
     """
     TEST_METHOD_UNPAIRED_Z: _TestMethod.ValueType  # 3
     """On the values and standard errors alone: a z-test for two independent samples, each of at least ten if the harness says how
@@ -122,7 +123,8 @@ The test is the stricter of the two, so an interval that just excludes zero may 
 TEST_METHOD_PAIRED_BOOTSTRAP: TestMethod.ValueType  # 2
 """On at least ten paired samples of any other numbers: the percentile bootstrap of the mean difference from 9,999 resamples,
 widened for small samples following Hesterberg (2015). Above 5,000 pairs, the means of 5,000 random groups of pairs are
-resampled instead. The random seed is fixed: the same jobs give the same answer.
+resampled instead. The random seed is fixed: the same jobs give the same answer. The p-value is never below that of a sign
+test in which all pairs that differ agree, and where all pairs differ by the same, or not at all, it is McNemar's test.
 """
 TEST_METHOD_UNPAIRED_Z: TestMethod.ValueType  # 3
 """On the values and standard errors alone: a z-test for two independent samples, each of at least ten if the harness says how
@@ -434,11 +436,11 @@ class MetricComparison(_message.Message):
     """One metric of two jobs.
 
     If both jobs have exactly one model, the two are compared whatever their names, since checkpoints of one training run have
-    different names; otherwise models are matched by name. Samples are paired by `doc_id`, unless both have a `doc_hash` and
-    these differ; values with the same id, such as those of several epochs, are averaged first, so that repeats of a sample never
-    count as independent. Samples are used if they are numbers or booleans whose mean equals
-    the metric's value to four digits in both jobs. Otherwise (a perplexity, a corpus-level F1, a group of tasks, no samples
-    logged) the standard errors are used.
+    different names; otherwise models are matched by name. Samples are paired by `doc_id`, or else `id`, unless both have a
+    `doc_hash` and these differ; values with the same id, such as those of several epochs, are averaged first, so that repeats of
+    a sample never count as independent. Samples are used if they are numbers or booleans whose mean equals the metric's value to
+    four digits in both jobs. Otherwise (a perplexity, a corpus-level F1, a group of tasks, no samples logged) the standard errors
+    are used.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -564,7 +566,9 @@ class MetricComparison(_message.Message):
     @_builtins.property
     def definition_differences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """In what the two jobs answered different questions, for humans: the task's version, the number of examples shown, the task's
-        configuration, its documents, the names of `task_args` that differ. Empty if nothing is known to differ.
+        configuration, its documents, the names of `task_args` that differ; without a paired test, which takes only documents of
+        both, the `limit`; for a group, what differs in it, such as `mmlu_law: num_fewshot 5 and 0`. Empty if nothing is known to
+        differ.
         """
 
     @_builtins.property
@@ -1077,7 +1081,7 @@ class Flip(_message.Message):
     BASELINE_SAMPLE_FIELD_NUMBER: _builtins.int
     CANDIDATE_SAMPLE_FIELD_NUMBER: _builtins.int
     doc_id: _builtins.str
-    """The sample's `doc_id`, as text. Cut after 4 KiB, and then named in `truncated_fields`."""
+    """The sample's `doc_id`, or else its `id`, as text. Cut after 4 KiB, and then named in `truncated_fields`."""
     direction: Global___FlipDirection.ValueType
     """Which way it changed."""
     baseline_value: _builtins.float

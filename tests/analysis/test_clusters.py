@@ -76,7 +76,7 @@ def test_clusters_of_one_size_have_their_number_minus_one(size: int, count: int,
 @given(size=st.integers(1, 6), count=st.integers(5, 12), seed=st.integers(0, 99), alpha=st.sampled_from([0.01, 0.05, 0.2]))
 def test_of_clusters_of_one_size_it_is_the_t_test_of_their_means(size: int, count: int, seed: int, alpha: float) -> None:
     differences, clusters = clustered([size] * count, seed)
-    found = clustered_t(differences, clusters, alpha, is_binary=False).difference
+    found = clustered_t(differences, clusters, alpha).difference
     reference = scipy.stats.ttest_1samp(differences.reshape(count, size).mean(axis=1), 0)
     interval = reference.confidence_interval(1 - alpha)
     assert found.p_value == pytest.approx(reference.pvalue, rel=EXACT)
@@ -89,7 +89,7 @@ def test_of_clusters_of_one_size_statsmodels_says_the_same(count: int, size: int
     ols = pytest.importorskip("statsmodels.api").OLS
     differences, clusters = clustered([size] * count, seed)
     fit = ols(differences, np.ones(len(differences))).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
-    found = clustered_t(differences, clusters, 0.05, is_binary=False).difference
+    found = clustered_t(differences, clusters, 0.05).difference
     # Its CR1 has another correction for the size of the sample, (n - 1) / (n - 1) here, so only that of the clusters is left.
     assert found.standard_error == pytest.approx(float(fit.bse[0]), rel=EXACT)
     assert found.p_value == pytest.approx(float(fit.pvalues[0]), rel=1e-7, abs=EXACT)
@@ -99,8 +99,8 @@ def test_of_clusters_of_one_size_statsmodels_says_the_same(count: int, size: int
 @given(sizes=st.lists(st.integers(1, 9), min_size=5, max_size=12), seed=st.integers(0, 99))
 def test_the_design_effect_is_the_ratio_of_both_variances(sizes: list[int], seed: int) -> None:
     differences, clusters = clustered(sizes, seed)
-    found = clustered_t(differences, clusters, 0.05, is_binary=False)
-    alone = clustered_t(differences, np.arange(len(differences)), 0.05, is_binary=False)
+    found = clustered_t(differences, clusters, 0.05)
+    alone = clustered_t(differences, np.arange(len(differences)), 0.05)
     assert found.design_effect == pytest.approx((found.difference.standard_error / alone.difference.standard_error) ** 2)
     assert alone.difference.p_value == pytest.approx(scipy.stats.ttest_1samp(differences, 0).pvalue, rel=EXACT)
     assert alone.design_effect == pytest.approx(1)
@@ -117,18 +117,20 @@ def test_a_design_effect_says_how_values_correlate() -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0])
 def test_where_nothing_varies_each_cluster_counts_as_one_pair(value: float) -> None:
     differences, clusters = np.full(100, value), np.repeat(np.arange(10), 10)
-    found = clustered_t(differences, clusters, 0.05, is_binary=True)
+    found = clustered_t(differences, clusters, 0.05, scale=1.0)
     reference = mcnemar(10 if value < 0 else 0, 10 if value > 0 else 0, 10, 0.05)
     assert found.difference[:4] == pytest.approx(reference[:4])
     assert found.design_effect is None
-    same = clustered_t(differences * 0.25, clusters, 0.05, is_binary=False)
+    same = clustered_t(differences * 0.25, clusters, 0.05, scale=0.5)
     assert same.difference.value == value * 0.25
     assert same.difference.p_value == pytest.approx(reference.p_value)
+    size = 0.25 if value else 0.5
+    assert (same.difference.lower, same.difference.upper) == pytest.approx((reference.lower * size, reference.upper * size))
 
 
 def test_clusters_that_are_equal_by_chance_are_not_certain() -> None:
     differences = np.array([1.0, -1.0] * 10)
-    found = clustered_t(differences, np.repeat(np.arange(10), 2), 0.05, is_binary=True).difference
+    found = clustered_t(differences, np.repeat(np.arange(10), 2), 0.05, scale=1.0).difference
     assert found.lower < 0 < found.upper
     assert found.p_value == 1
 

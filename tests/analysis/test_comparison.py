@@ -1,6 +1,7 @@
 """The cost of a comparison: each part is looked at once, however many tasks and selectors there are."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,68 @@ def test_a_strict_comparison_of_different_questions_is_refused(other: tuple[str,
     jobs = [defined_job(tmp_path / "a", "1.0", 5, "Q:", "x"), defined_job(tmp_path / "b", *other)]
     with pytest.raises(DefinitionsDifferError, match=r"1 of the metrics are of different questions, such as t/acc: "):
         compared(CompareJobsRequest(strict=True), jobs)
+
+
+def grouped_job(folder: Path, shots: Mapping[str, int], groups: Mapping[str, list[str]]) -> JobInfo:
+    """A job of groups of tasks."""
+    (folder / "m").mkdir(parents=True)
+    row = {"acc,none": 0.5, "acc_stderr,none": 0.05}
+    table = {"results": {**dict.fromkeys(shots, row), **dict.fromkeys(groups, row)}, "n-shot": shots, "group_subtasks": groups}
+    (folder / "m" / "20260101_000000_results.json").write_text(json.dumps(table))
+    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempt=1, results=read_results(folder, "m"))
+
+
+def differences_of_groups(jobs: list[JobInfo]) -> dict[str, list[str]]:
+    (candidate,) = compared(CompareJobsRequest(), jobs).candidates
+    return {metric.task: list(metric.definition_differences) for metric in candidate.metrics if metric.definition_differences}
+
+
+def test_other_questions_in_a_group_are_named_for_the_group_and_those_around_it(tmp_path: Path) -> None:
+    groups = {"mmlu": ["stem", "law"], "stem": ["maths"], "other": ["history"]}
+    shots = {"law": 5, "maths": 5, "history": 5}
+    jobs = [
+        grouped_job(tmp_path / "a", shots, groups),
+        grouped_job(tmp_path / "b", {**shots, "maths": 0}, groups),
+        grouped_job(tmp_path / "c", shots, {**groups, "other": ["history", "law"], "mmlu": ["stem", "law", "mmlu"]}),
+    ]
+    assert differences_of_groups(jobs[:2]) == {
+        "maths": ["num_fewshot 5 and 0"],
+        "stem": ["maths: num_fewshot 5 and 0"],
+        "mmlu": ["maths: num_fewshot 5 and 0"],
+    }
+    assert differences_of_groups([jobs[0], jobs[2]]) == {
+        "other": ["other tasks in the group"],
+        "mmlu": ["other tasks in the group"],
+    }
+    with pytest.raises(DefinitionsDifferError, match="such as mmlu/acc: maths: num_fewshot"):
+        compared(CompareJobsRequest(strict=True, metrics=selectors("mmlu")), jobs[:2])
+
+
+def limited_job(folder: Path, limit: float | None, count: int, samples: bool, **metrics: float) -> JobInfo:
+    """A job of the first documents of a task."""
+    job = defined_job(folder, "1.0", 5, "Q:", "x", **metrics)
+    if limit is not None:
+        job.request.limit = limit
+    for metric in job.results["m"].metrics:
+        metric.sample_count = count
+    if not samples:
+        del job.results["m"].samples[:]
+    return job
+
+
+@pytest.mark.parametrize(
+    ("limit", "count", "samples", "expected"),
+    [
+        (20, 20, False, ["limit 20 and none"]),
+        (20, 20, True, []),
+        (1000, 100, False, []),
+        (None, 99, False, []),
+    ],
+    ids=["others", "paired", "limit beyond the dataset", "no limit"],
+)
+def test_another_limit_is_named_where_the_documents_of_both_are_not_known(
+    tmp_path: Path, limit: float | None, count: int, samples: bool, expected: list[str]
+) -> None:
+    jobs = [limited_job(tmp_path / "a", limit, count, samples), limited_job(tmp_path / "b", None, 100, samples)]
+    ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(), jobs).candidates)
+    assert list(metric.definition_differences) == expected

@@ -206,6 +206,11 @@ def test_any_id_is_an_id(tmp_path_factory: pytest.TempPathFactory, ids: list[Any
     assert len(read(folder, [{"doc_id": sample_id, "acc": 1} for sample_id in ids])) == len(distinct)
 
 
+def test_without_a_doc_id_the_id_counts(tmp_path: Path) -> None:
+    rows = [{"id": 3, "acc": 1}, {"doc_id": 4, "id": 3, "acc": 0}, {"doc_id": None, "id": 5, "acc": 0}]
+    assert read(tmp_path, rows) == {3: 1.0, 4: 0.0, 5: 0.0}
+
+
 def test_an_empty_file_has_no_values(tmp_path: Path) -> None:
     assert read(tmp_path, []) == {}
 

@@ -130,16 +130,29 @@ def test_the_p_value_of_the_bootstrap_and_its_interval_say_the_same(differences:
     found = paired_bootstrap(np.array(differences), alpha)
     assert found.lower <= found.upper
     assert 0 < found.p_value <= 1
+    differing = sum(map(bool, differences))
     if found.lower > 0 or found.upper < 0:
-        assert found.p_value <= alpha + 0.001
+        assert found.p_value <= max(alpha + 0.001, 2.0 ** (1 - differing))
     else:
         assert found.p_value >= alpha - 0.001
 
 
-def test_differences_that_do_not_vary_have_an_interval_without_width() -> None:
-    same = paired_bootstrap(np.zeros(20), 0.05)
-    assert (same.value, same.lower, same.upper, same.p_value) == (0, 0, 0, 1)
-    assert paired_bootstrap(np.full(20, 0.5), 0.05)[:3] == (0.5, 0.5, 0.5)
+@pytest.mark.parametrize(
+    ("difference", "scale", "size"), [(0.0, 0.5, 0.5), (0.0, 0.0, 0.0), (0.3 - 0.2, 0.5, 0.1), (-7.0, 9.0, 7.0)]
+)
+def test_differences_that_do_not_vary_are_those_of_mcnemar_s_test(difference: float, scale: float, size: float) -> None:
+    found = paired_bootstrap(np.full(20, difference), 0.05, scale)
+    reference = mcnemar(20 * (difference < 0), 20 * (difference > 0), 20, 0.05)
+    assert found.value == pytest.approx(difference)
+    assert (found.lower, found.upper) == pytest.approx((reference.lower * size, reference.upper * size))
+    assert (found.p_value, found.detectable) == pytest.approx((reference.p_value, reference.detectable * size))
+
+
+@pytest.mark.parametrize("differing", [1, 4, 5, 6, 12])
+def test_few_pairs_that_differ_say_no_more_than_their_signs(differing: int) -> None:
+    differences = np.zeros(1000)
+    differences[:differing] = 0.5 + 0.1 * np.arange(differing)
+    assert paired_bootstrap(differences, 0.05).p_value >= 2.0 ** (1 - differing)
 
 
 @given(difference=st.floats(-5, 5), stderr=st.floats(0.01, 5), alpha=ALPHAS)
