@@ -79,8 +79,8 @@ def compare_command(
       no-worse             BETTER, SAME or NOT_WORSE
       better               BETTER
 
-    A metric that is missing or NaN fails every gate, unless --allow-missing is given. One that is VOID always does, and so does
-    a comparison without metrics.
+    A metric that is missing or NaN fails every gate, unless --allow-missing is given. One that is VOID always does, and so do
+    a comparison without metrics, and a significant difference where neither the harness nor --direction says what is better.
     """
     general_tolerance, tolerances = _by_name(tolerance, _number)
     is_higher_better, directions = _by_name(direction, _is_higher)

@@ -37,9 +37,12 @@ _ANSWERS: Final = ("resps", "filtered_resps", "answer")
 @click.option("--model", default="", metavar="NAME", help="Print those of this model of the baseline. Default: the only one.")
 @click.option("--only", "direction", type=click.Choice(list(_DIRECTIONS)), help="Print only changes in this direction.")
 @click.option(
-    "--direction", "what_is_better", type=click.Choice(["higher", "lower"]), help="Say what is better; overrides the harness."
+    "--direction",
+    "what_is_better",
+    type=click.Choice(["higher", "lower"]),
+    help="Say what is better; overrides the harness. Default: higher, where the harness does not say.",
 )
-@click.option("--limit", default=0, metavar="N", help="Print at most this many. Default: all.")
+@click.option("--limit", type=click.IntRange(0), default=0, metavar="N", help="Print at most this many. Default: all.")
 @table_options
 def flips_command(
     baseline_job_id: str,

@@ -17,13 +17,16 @@ GATES: Final[dict[str, Callable[["Verdict.ValueType"], bool]]] = {
 """Which verdicts let a metric through. All metrics have to pass, and VOID never does. A verdict of a newer server counts as
 INCONCLUSIVE."""
 
+_NEEDS_DIRECTION: Final = "and differs, but nobody says which direction is better: add --direction"
+
 
 def failures(response: CompareJobsResponse, gate: str, *, allow_missing: bool) -> Iterator[str]:
     """Yield a line for each metric that does not pass, and one if there is no metric at all. None: the gate passed.
 
     A value that is missing or not finite fails every gate, since nothing is known then, unless `allow_missing` leaves it out.
-    Too many bad answers always do.
+    Too many bad answers always do, and so does a significant difference of which nobody says whether it is a loss.
     """
+    alpha = 1 - response.confidence_level
     several = len(response.candidates) > 1
     compared = 0
     for candidate in response.candidates:
@@ -39,10 +42,20 @@ def failures(response: CompareJobsResponse, gate: str, *, allow_missing: bool) -
             compared += 1
             if missing:
                 yield f"{metric_text(metric)}{of_job}: {missing}"
+            elif needs_direction(metric, alpha):
+                yield f"{metric_text(metric)}{of_job} is {verdict_name(metric)} {_NEEDS_DIRECTION}"
             elif not GATES[gate](metric.verdict):
                 yield f"{metric_text(metric)}{of_job} is {verdict_name(metric)}"
     if not compared:
         yield "there is nothing to compare"
+
+
+def needs_direction(metric: MetricComparison, alpha: float) -> bool:
+    """Return whether a metric would be BETTER or WORSE if anybody said which direction is better."""
+    if metric.verdict != Verdict.VERDICT_INCONCLUSIVE or metric.HasField("higher_is_better") or not metric.HasField("p_value"):
+        return False
+    p_value = metric.adjusted_p_value if metric.HasField("adjusted_p_value") else metric.p_value
+    return p_value < alpha and (metric.interval_lower > 0 or metric.interval_upper < 0)
 
 
 def missing_value(metric: MetricComparison) -> str:

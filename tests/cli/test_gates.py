@@ -88,6 +88,28 @@ def test_nothing_to_compare_fails_every_gate(gate: str, allow_missing: bool) -> 
     assert not passes(gate, metric(INCONCLUSIVE, NAN, NAN), allow_missing=allow_missing)
 
 
+def differing(p_value: float, adjusted: float | None = None, higher_is_better: bool | None = None) -> MetricComparison:
+    """A metric that has fallen, of which nobody says what is better."""
+    found = metric(INCONCLUSIVE, 0.8, 0.2)
+    found.interval_lower, found.interval_upper, found.p_value = -0.7, -0.5, p_value
+    if adjusted is not None:
+        found.adjusted_p_value = adjusted
+    if higher_is_better is not None:
+        found.higher_is_better = higher_is_better
+    return found
+
+
+@pytest.mark.parametrize("gate", gates.GATES)
+def test_a_significant_difference_in_no_known_direction_fails_every_gate_and_says_what_helps(gate: str) -> None:
+    (line,) = gates.failures(compared(differing(1e-9)), gate, allow_missing=True)
+    assert line == "t/acc,none is INCONCLUSIVE and differs, but nobody says which direction is better: add --direction"
+
+
+def test_what_may_be_chance_passes_the_default_gate_whatever_its_direction() -> None:
+    may_be_chance = [differing(0.06), differing(0.001, adjusted=0.06), differing(0.06, higher_is_better=True)]
+    assert passes(gates.DEFAULT_GATE, *may_be_chance, metric(INCONCLUSIVE, 0.8, 0.2))
+
+
 @pytest.mark.parametrize("gate", gates.GATES)
 def test_one_metric_that_does_not_pass_is_enough(gate: str) -> None:
     assert not passes(gate, metric(BETTER), metric(WORSE))
