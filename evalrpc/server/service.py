@@ -272,8 +272,7 @@ class EvaluationService:
 
     def WatchJob(self, request: WatchJobRequest, call: Call) -> Awaitable[None]:
         """Stream one job until it ends."""
-        job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.watch(request))
+        job_id = validation.require_job_id(request.job_id, validation.watch(request))
         names_others = self._visible_owner(call) is None
         heartbeats = self._heartbeats(request)
         return self.feed.watch_job(job_id, request.after_revision, heartbeats, call.send, names_others=names_others)
@@ -296,7 +295,7 @@ class EvaluationService:
         """List jobs, newest first."""
         bad_filter, bad_view = validation.job_filter(request.filter), validation.view(request.view)
         validation.require(chain(bad_filter, bad_view, validation.offsets(page_size=request.page_size)))
-        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        page_size = validation.page_size_of(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         listing = ListJobsRequest(filter=request.filter, view=request.view)
         place = page_tokens.decode_place(request.page_token, listing)
         before, revision = place or (None, self.store.head_revision)  # before the page is read, which so has all up to it
@@ -305,8 +304,7 @@ class EvaluationService:
 
     async def CancelJob(self, request: CancelJobRequest, call: Call) -> bytes:
         """Cancel a queued job at once, or request the end of a running one."""
-        job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.cancel_reason(request.reason))
+        job_id = validation.require_job_id(request.job_id, validation.cancel_reason(request.reason))
 
         def change(job: JobInfo) -> None:
             transitions.request_cancel(job, request.reason, self.clock.now(), queued_only=request.queued_only)
@@ -334,8 +332,7 @@ class EvaluationService:
 
     def ReadLog(self, request: ReadLogRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of a job's log."""
-        job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.log(request))
+        job_id = validation.require_job_id(request.job_id, validation.log(request))
         if request.engine:
             return self.logs.read_engine_log(job_id, request, self.engines.log_path, self.engines.log_mask, call.send)
         return self.logs.read_log(job_id, request, self._heartbeats(request), call.send)
@@ -346,29 +343,27 @@ class EvaluationService:
         call: Call,
     ) -> ListArtifactsResponse:
         """List the files that a job left."""
-        job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.offsets(attempt=request.attempt))
-        page_size = validation.require_page_size(request.page_size, MAX_PAGE_SIZE, MAX_PAGE_SIZE)
+        bad_numbers = validation.offsets(attempt=request.attempt, page_size=request.page_size)
+        job_id = validation.require_job_id(request.job_id, bad_numbers)
+        page_size = validation.page_size_of(request.page_size, MAX_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.artifacts.list_artifacts(job_id, request, page_size)
 
     def ReadArtifact(self, request: ReadArtifactRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of one file."""
-        job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.offsets(offset=request.offset, limit=request.limit, attempt=request.attempt))
+        bad_numbers = validation.offsets(offset=request.offset, limit=request.limit, attempt=request.attempt)
+        job_id = validation.require_job_id(request.job_id, bad_numbers)
         return self.artifacts.read_artifact(job_id, request, call.send, call.reserve)
 
     async def ListSamples(self, request: ListSamplesRequest, call: Call) -> bytes:
         """List per-sample predictions."""
-        job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.sample_filter(request.filter))
-        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        job_id = validation.require_job_id(request.job_id, validation.sample_listing(request))
+        page_size = validation.page_size_of(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.samples.list_samples(job_id, request, page_size, call.principal.owner)
 
     async def ReadSampleMedia(self, request: ReadSampleMediaRequest, call: Call) -> None:
         """Stream what a sample refers to. What of it has no file is in memory until its client has taken it, so there has to be
         room for it."""
-        job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.sample_media(request))
+        job_id = validation.require_job_id(request.job_id, validation.sample_media(request))
         async with self.media_turns.turn(call.principal.owner):
             hold = await self.inline_media.reserve(MAX_ALL_INLINE_BYTES, call.peer, for_stream=True)
 
@@ -385,15 +380,15 @@ class EvaluationService:
 
     async def ListMetrics(self, request: ListMetricsRequest, call: Call) -> ListMetricsResponse:
         """List the metrics of a job."""
-        job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.metric_selectors("metrics", request.metrics))
-        page_size = validation.require_page_size(request.page_size, DEFAULT_METRICS_SIZE, MAX_METRICS_SIZE)
+        bad_metrics = validation.metric_selectors("metrics", request.metrics)
+        job_id = validation.require_job_id(request.job_id, bad_metrics, validation.offsets(page_size=request.page_size))
+        page_size = validation.page_size_of(request.page_size, DEFAULT_METRICS_SIZE, MAX_METRICS_SIZE)
         return await self.metrics.list_metrics(job_id, request, page_size)
 
     async def GetHistory(self, request: GetHistoryRequest, call: Call) -> GetHistoryResponse:
         """Return metrics over many jobs."""
         validation.require(validation.history(request))
-        page_size = validation.require_page_size(request.page_size, MAX_POINTS, MAX_POINTS)
+        page_size = validation.page_size_of(request.page_size, MAX_POINTS, MAX_POINTS)
         budget = ReadBudget(HISTORY_LIMITS)
         owner = self._visible_owner(call)
         history = History(self.store, self.results, self.history_places, request, page_size, budget, owner)
@@ -424,13 +419,14 @@ class EvaluationService:
     async def ListFlips(self, request: ListFlipsRequest, call: Call) -> bytes:
         """List the samples that changed between two jobs."""
         validation.require(validation.flips(request))
-        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        page_size = validation.page_size_of(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         jobs = [await self.feed.read_job(job_id.lower()) for job_id in (request.baseline_job_id, request.candidate_job_id)]
         return await self.comparer.list_flips(request, jobs, page_size, call.principal.owner)
 
     async def ListSuites(self, request: ListSuitesRequest, call: Call) -> ListSuitesResponse:
         """List the suites that the operator has defined."""
-        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        validation.require(validation.offsets(page_size=request.page_size))
+        page_size = validation.page_size_of(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         after = page_tokens.decode_text(request.page_token, ListSuitesRequest()) or ""
         bound = PageBound(page_size)
         later = [suite for name, suite in self.suites.items() if name > after]
@@ -441,7 +437,7 @@ class EvaluationService:
     async def ListSuiteRuns(self, request: ListSuiteRunsRequest, call: Call) -> bytes:
         """List suite runs, newest first."""
         validation.require(validation.suite_runs(request))
-        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        page_size = validation.page_size_of(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         listing = without(request, "page_size", "page_token")
         before, owner = page_tokens.decode(request.page_token, listing), self._visible_owner(call)
         return await self._read(lambda: self._suite_runs_page(listing, before, page_size, owner).SerializeToString())
@@ -603,8 +599,9 @@ class EvaluationService:
     ) -> tuple[Sequence[str], str]:
         """Return a page of names that contain the query, and the token of the next page."""
         harness = request.harness or self.defaults.harness
-        validation.require(validation.harness_name(harness, self.harnesses))
-        page_size = validation.require_page_size(request.page_size, DEFAULT_NAMES_SIZE, MAX_PAGE_SIZE)
+        bad_name = validation.harness_name(harness, self.harnesses)
+        validation.require(chain(bad_name, validation.offsets(page_size=request.page_size)))
+        page_size = validation.page_size_of(request.page_size, DEFAULT_NAMES_SIZE, MAX_PAGE_SIZE)
         listing = type(request)(harness=harness, query=request.query)
         start = page_tokens.decode(request.page_token, listing) or 0
         query = request.query.lower()

@@ -71,6 +71,27 @@ def test_json_of_very_many_values_is_refused_unread(value: str) -> None:
         require_few_values(text)
 
 
+@pytest.mark.parametrize(
+    ("call", "text", "field"),
+    [
+        ("ListJobs", '{"pageSize": "x"}', "pageSize"),
+        ("ListJobs", '{"filter": {"statuses": ["x"]}}', "filter.statuses[0]"),
+        ("ListJobs", '{"filter": {"createdAfter": "x"}}', "filter.createdAfter"),
+        ("SubmitJob", '{"request": {"limit": "x"}}', "request.limit"),
+        ("SubmitJob", '{"request": {"numGpus": "x"}}', "request.numGpus"),
+        ("SubmitJob", '{"request": {"tasks": [1]}}', "request.tasks"),
+        ("CompareJobs", '{"alpha": NaN}', "alpha"),
+        ("CompareJobs", '{"higherIsBetter": "x"}', "higherIsBetter"),
+        ("CompareJobs", '{"metricThresholds": [{"tolerance": 1}, {"tolerance": "x"}]}', "metricThresholds[1].tolerance"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_named(call: str, text: str, field: str) -> None:
+    descriptor = next(each for each in _REQUESTS if each.name == f"{call}Request")
+    with pytest.raises(InvalidRequestError) as caught:
+        decode(text.encode(), descriptor)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
 def _decoded(text: bytes, descriptor: Descriptor) -> Message | None:
     try:
         message: Message = GetMessageClass(descriptor).FromString(decode(text, descriptor))

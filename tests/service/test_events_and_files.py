@@ -161,12 +161,21 @@ def test_a_download_goes_on_where_it_was_cut_off(http: HttpApi, files: tuple[str
         ("bytes=4-5", 206, b"45"),
         ("bytes=4-99", 206, b"456789"),
         ("bytes=-3", 200, b"0123456789"),
+        ("bytes=5-4", 200, b"0123456789"),
+        ("bytes=10-", 416, b""),
         ("bytes=0-1,4-5", 200, b"0123456789"),
     ):
         answer = http.get(path, range=wanted)
         assert (answer.status, answer.body) == (status, body)
     assert http.get(path, range="bytes=4-5").headers["content-range"] == "bytes 4-5/10"
+    assert http.get(path, range="bytes=10-").headers["content-range"] == "bytes */10"
     assert http.get(path, range="bytes=11-").json["code"] == "out_of_range"
+
+
+def test_every_bad_parameter_is_named(http: HttpApi) -> None:
+    answer = http.get("/v1/events?statuses=x&foo=1&after_revision=z&view=0")
+    (violations,) = (each["debug"]["fieldViolations"] for each in answer.json["details"] if "fieldViolations" in each["debug"])
+    assert (answer.status, [violation["field"] for violation in violations]) == (400, ["statuses", "foo", "after_revision"])
 
 
 def test_a_file_that_shrinks_while_it_is_sent_is_cut_off_and_no_bug(

@@ -7,8 +7,8 @@ from evalrpc.server.validation.comparisons import comparison, flips, history, pl
 from evalrpc.server.validation.evaluations import harness_name, suite_request
 from evalrpc.server.validation.fields import cancel_reason, engine_id, is_job_id, metric_selectors, offsets
 from evalrpc.server.validation.jobs import job_filter, log, submission, update, updated_fields, view, watch
-from evalrpc.server.validation.requiring import require, require_job_id, require_page_size
-from evalrpc.server.validation.samples import sample_filter, sample_media
+from evalrpc.server.validation.requiring import page_size_of, require, require_job_id
+from evalrpc.server.validation.samples import sample_listing, sample_media
 from evalrpc.server.validation.suites import suite_run, suite_run_cancel, suite_run_watch, suite_runs, suite_submission
 
 __all__ = [
@@ -23,11 +23,11 @@ __all__ = [
     "log",
     "metric_selectors",
     "offsets",
+    "page_size_of",
     "plan",
     "require",
     "require_job_id",
-    "require_page_size",
-    "sample_filter",
+    "sample_listing",
     "sample_media",
     "submission",
     "suite_request",

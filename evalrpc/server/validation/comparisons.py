@@ -104,6 +104,7 @@ def flips(call: ListFlipsRequest) -> Violations:
     yield from fields.text("model", call.model, MAX_MODEL_LENGTH)
     if call.direction not in FlipDirection.values():
         yield FieldViolation("direction", f"{call.direction} is no direction that this server knows; leave it out")
+    yield from fields.not_negative("page_size", call.page_size)
 
 
 def _two_jobs(baseline_job_id: str, candidate_job_id: str) -> Violations:
@@ -122,3 +123,4 @@ def history(call: GetHistoryRequest) -> Violations:
     if call.trends.HasField("alpha"):
         yield from fields.within("trends.alpha", call.trends.alpha, MIN_ALPHA, MAX_ALPHA)
     yield from fields.tolerance("trends.tolerance", call.trends.tolerance)
+    yield from fields.not_negative("page_size", call.page_size)

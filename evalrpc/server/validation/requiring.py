@@ -1,6 +1,7 @@
 """Refuse a request for what is wrong with it."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.server.validation import fields
@@ -13,13 +14,13 @@ def require(violations: Iterable[FieldViolation]) -> None:
         raise InvalidRequestError(violations=found)
 
 
-def require_job_id(job_id: str) -> str:
-    """Return the id in its canonical form. Raises InvalidRequestError unless it is a UUID."""
-    require(fields.job_id("job_id", job_id))
+def require_job_id(job_id: str, *others: Iterable[FieldViolation]) -> str:
+    """Return the id in its canonical form. Raises InvalidRequestError, with what is wrong in other fields too, unless it is a
+    UUID and nothing else is wrong."""
+    require(chain(fields.job_id("job_id", job_id), *others))
     return job_id.lower()
 
 
-def require_page_size(page_size: int, default: int, maximum: int) -> int:
-    """Return the page size to use. Raises InvalidRequestError if it is negative."""
-    require(fields.not_negative("page_size", page_size))
+def page_size_of(page_size: int, default: int, maximum: int) -> int:
+    """Return the page size to use for one that is not negative."""
     return min(page_size or default, maximum)

@@ -5,14 +5,20 @@ from typing import Final
 
 from evalrpc.errors import FieldViolation
 from evalrpc.server.validation.fields import Violations, offsets
-from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, SampleFilter
+from evalrpc.v1.samples_pb2 import ListSamplesRequest, ReadSampleMediaRequest, SampleFilter
 
 MAX_TEXT_LENGTH: Final = 1024
 """How many characters a text to look for may have, a metric, or the id of a sample."""
 MAX_SAMPLE_IDS: Final = 1000
 
 
-def sample_filter(wanted: SampleFilter) -> Violations:
+def sample_listing(call: ListSamplesRequest) -> Violations:
+    """Yield what is wrong with a ListSamplesRequest, besides its `job_id`."""
+    yield from _sample_filter(call.filter)
+    yield from offsets(page_size=call.page_size)
+
+
+def _sample_filter(wanted: SampleFilter) -> Violations:
     """Yield what is wrong with the filter of a ListSamplesRequest."""
     yield from _text("filter.text", wanted.text)
     yield from _text("filter.metric", wanted.metric)

@@ -27,7 +27,7 @@ MAX_JSON_VALUES: Final = 250_000
 _MAX_CACHED_BYTES: Final = 16 * 1024 * 1024
 _REVISION: Final = "revision"
 _UNKNOWN: Final = re.compile(r'Message type "(?P<message>[^"]+)" has no field named "(?P<name>[^"]*)" at "(?P<place>[^"]*)"')
-_PLACE: Final = re.compile(r" at [\w.\[\]]+$")
+_PLACE: Final = re.compile(r" at \w+(?:\.(?P<path>[\w.\[\]]*[\w\]]))?\.*$")
 _OUTER: Final = re.compile(r"Failed to parse (\w+) field: ")
 _HALF_PAIR: Final = "a text in it has half of a surrogate pair, such as \\ud800, which is no character"
 _PAIRS: Final = json.JSONDecoder(object_pairs_hook=list)
@@ -154,10 +154,11 @@ def _refusal(text: str, descriptor: Descriptor, problem: str) -> InvalidRequestE
         field = ".".join([*unknown["place"].split(".")[1:], unknown["name"]])
         known = ", ".join(each.json_name for each in _message_named(unknown["message"], descriptor).fields)
         return InvalidRequestError(violations=[FieldViolation(field, f"there is no such field; there are: {known}")])
-    path = _OUTER.findall(text)
-    reason = problem or printable(_PLACE.sub("", _OUTER.sub("", text).rstrip(".")))
-    if path:
-        return InvalidRequestError(violations=[FieldViolation(".".join(path), reason)])
+    place = _PLACE.search(text)  # which is not in every text, as the fields around it are not
+    field = (place and place["path"]) or ".".join(_OUTER.findall(text))
+    reason = problem or printable(_PLACE.sub("", _OUTER.sub("", text)).rstrip("."))
+    if field:
+        return InvalidRequestError(violations=[FieldViolation(field, reason)])
     return InvalidRequestError(f"the body is no {descriptor.full_name} in JSON: {reason}")
 
 

@@ -50,17 +50,20 @@ class FilesEndpoint:
         message = ReadArtifactRequest()
         fill(request.parameters, message)
         message.job_id, message.name = job_id, name
-        wanted = _RANGE.fullmatch(request.headers.get("range", ""))
+        wanted = _range_of(request.headers.get("range", ""))
         if wanted:
-            message.offset = int(wanted[1])
-            message.limit = max(0, int(wanted[2]) - message.offset + 1) if wanted[2] else 0
+            message.offset, message.limit = wanted
         limit = message.limit
 
         async def start(first: ReadArtifactResponse) -> int:
+            if wanted and first.offset >= first.size_bytes:  # a client that has all of it asks for what comes after
+                total = (b"content-range", b"bytes */%d" % first.size_bytes)
+                await request.start(416, [*INERT, total, (b"content-length", b"0")])
+                return 0
             end = min(first.size_bytes, first.offset + limit) if limit else first.size_bytes
             headers = [(b"content-length", b"%d" % (end - first.offset)), (b"accept-ranges", b"bytes")]
             if wanted:
-                headers.append((b"content-range", b"bytes %d-%d/%d" % (first.offset, max(end - 1, 0), first.size_bytes)))
+                headers.append((b"content-range", b"bytes %d-%d/%d" % (first.offset, end - 1, first.size_bytes)))
             await request.start(206 if wanted else 200, [*attachment(name.rpartition("/")[2], ANY_TYPE), *headers])
             return end - first.offset
 
@@ -131,6 +134,18 @@ def attachment(name: str, kind: bytes) -> list[tuple[bytes, bytes]]:
     """Return headers with which browsers save a file under this name, and run nothing in it."""
     disposition = f"attachment; filename*=UTF-8''{quote(name, safe='')}".encode()
     return [(b"content-type", kind), (b"content-disposition", disposition), *INERT]
+
+
+def _range_of(header: str) -> tuple[int, int] | None:
+    """Return the offset and the limit, 0 for none, that a header asks for; None for what is no range of these, which is passed
+    over."""
+    match = _RANGE.fullmatch(header)
+    if match is None:
+        return None
+    first, last = int(match[1]), match[2]
+    if last is None:
+        return first, 0
+    return (first, int(last) - first + 1) if first <= int(last) else None
 
 
 def _name(raw: bytes) -> str:

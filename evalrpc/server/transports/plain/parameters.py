@@ -15,22 +15,25 @@ _BOOLEANS: Final = {"true": True, "false": False}
 
 def fill(parameters: Iterable[tuple[str, str]], *messages: Message) -> None:
     """Set the fields that parameters name, each in the first of the messages that has it. Raises InvalidRequestError, naming
-    the parameter."""
+    every bad parameter."""
     places = {
         field.name: (message, cast(FieldDescriptor, field))
         for message in reversed(messages)
         for field in message.DESCRIPTOR.fields
     }
     simple = {name: place for name, place in places.items() if _is_simple(place[1])}
+    bad: list[FieldViolation] = []
     for name, text in parameters:
         if name not in simple:
             known = ", ".join(sorted(simple))
-            violation = FieldViolation(printable(name)[:100], f"there is no such parameter; there are: {known}")
-            raise InvalidRequestError(violations=[violation])
+            bad.append(FieldViolation(printable(name)[:100], f"there is no such parameter; there are: {known}"))
+            continue
         try:
             _set(*simple[name], text)
         except (json_format.ParseError, ValueError, TypeError):
-            raise InvalidRequestError(violations=[FieldViolation(name, f"can't be {text[:100]!r}")]) from None
+            bad.append(FieldViolation(name, f"can't be {text[:100]!r}"))
+    if bad:
+        raise InvalidRequestError(violations=bad)
 
 
 def _set(message: Message, field: FieldDescriptor, text: str) -> None:
