@@ -47,6 +47,7 @@ it into a status in one place, and the client turns the status back into the sam
     │       ├── PolicyViolationError
     │       └── SecretNotAllowedError
     ├── InternalError               INTERNAL
+    ├── UnsendableError             never crosses the wire: an argument that no message can hold; a ValueError, too
     ├── ClientClosedError           never crosses the wire: the client was closed before it was called
     ├── ChangesMissedError          never crosses the wire: whoever follows a store reads its state again
     ├── GatewayError                never crosses the wire
@@ -421,6 +422,12 @@ class InternalError(EvalrpcError):
 
     reason = "INTERNAL"
     code = "INTERNAL"
+
+
+class UnsendableError(EvalrpcError, ValueError):
+    """An argument that no message can hold: a number out of range, or text that UTF-8 can't express."""
+
+    reason = "UNSENDABLE"
 
 
 class ClientClosedError(EvalrpcError):

@@ -45,6 +45,8 @@ class ExitCode(IntEnum):
         return member
 
 
+_OUTER: Final = re.compile(r"^(?:request|filter|trends)\.")
+"""What a field of a command's call is within."""
 _SETTING: Final = re.compile(r"setting (\w+)(?=:)")
 
 _PARAMETERS: Final = {
@@ -56,6 +58,13 @@ _PARAMETERS: Final = {
     "judge_model.num_gpus": "judge_gpus",
     "harness_requests": "harness_models",
     "baseline_suite_run_id": "baseline",
+    "min_value": "least",
+    "max_value": "most",
+    "sample_ids": "ids",
+    "label_selector": "selectors",
+    "created_after": "since",
+    "created_before": "until",
+    "run_label": "by",
 }
 """The parameters of commands that set these fields, where they are called otherwise."""
 
@@ -155,7 +164,7 @@ def _violation_lines(error: FieldsError) -> list[str]:
 
 def _violation_line(field: str, description: str, flags: dict[str, str]) -> str:
     """Prefix the field's path with the flag that sets it, if the command has one."""
-    path = field.removeprefix("request.").partition("[")[0]
+    path = _OUTER.sub("", field).partition("[")[0]
     names = (_PARAMETERS.get(".".join(path.split(".")[:2]), ""), _PARAMETERS.get(path, ""), path.partition(".")[0], path + "s")
     flag = next((flags[name] for name in names if name in flags), "")
     return f"{flag} ({field}): {description}" if flag else f"{field}: {description}"

@@ -10,7 +10,7 @@ import click
 from evalrpc.cli import completion, wording
 from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.wording import BASELINE_LABEL
-from evalrpc.client import EvalClient
+from evalrpc.client import EvalClient, values
 from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.served_models import model_of
@@ -103,7 +103,7 @@ def only(kind: Kind, prefix: str, matches: Sequence[Match]) -> str:
 
 def baseline_filter(name: str) -> JobFilter:
     """Return the filter for the jobs that are the baseline of this name: one, but for a moment while it moves."""
-    return JobFilter(labels={BASELINE_LABEL: name})
+    return values.build(JobFilter, labels={BASELINE_LABEL: name})
 
 
 class _Jobs:

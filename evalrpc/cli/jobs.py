@@ -64,7 +64,14 @@ def watch_all_command(job_filter: JobFilter, label_columns: list[str], address: 
 @click.command(short_help="List jobs, newest first.")
 @filter_options
 @label_columns_option
-@click.option("--limit", default=50, show_default=True, metavar="N", help="Print at most this many jobs; 0 prints all.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Print at most this many jobs; 0 prints all.",
+)
 @table_options
 def list_command(job_filter: JobFilter, label_columns: list[str], limit: int, address: str | None, form: Form) -> None:
     """List jobs, newest first.

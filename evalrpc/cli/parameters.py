@@ -12,7 +12,9 @@ import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.cli import completion
+from evalrpc.client import values
 from evalrpc.client.arguments import parse_arguments, parse_value
+from evalrpc.errors import UnsendableError
 from evalrpc.v1.history_pb2 import TrendOptions
 from evalrpc.v1.jobs_pb2 import JobFilter, JobStatus
 
@@ -102,17 +104,21 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
         owners: tuple[str, ...],
         **others: Any,
     ) -> None:
-        job_filter = JobFilter(
-            statuses=statuses_of(statuses),
-            labels=dict(labels),
-            models=models,
-            tasks=tasks,
-            harnesses=harnesses,
-            owners=owners,
-            created_after=since,
-            created_before=until,
-            label_selector=joined(selectors),
-        )
+        try:
+            job_filter = values.build(
+                JobFilter,
+                statuses=statuses_of(statuses),
+                labels=dict(labels),
+                models=models,
+                tasks=tasks,
+                harnesses=harnesses,
+                owners=owners,
+                created_after=since,
+                created_before=until,
+                label_selector=joined(selectors),
+            )
+        except UnsendableError as error:
+            raise click.UsageError(str(error)) from error
         function(job_filter=job_filter, **others)
 
     for option in reversed(_FILTER_OPTIONS):

@@ -13,6 +13,7 @@ from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
 from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.output import print_json_line, print_json_text, print_line, warn_of_cut_rows
+from evalrpc.client import values
 from evalrpc.v1.samples_pb2 import ReadSampleMediaResponse, SampleFilter
 
 _ENDINGS: Final = {"jpeg": "jpg", "mpeg": "mp3"}
@@ -22,7 +23,7 @@ _ENDINGS: Final = {"jpeg": "jpg", "mpeg": "mp3"}
 @job_argument()
 @click.option("--model", default="", metavar="NAME", help="Print those of this model of the results. Default: the only one.")
 @click.option("--task", default="", metavar="NAME", help="Print those of this task. Default: the only one.")
-@click.option("--limit", default=0, metavar="N", help="Print at most this many. Default: all.")
+@click.option("--limit", type=click.IntRange(0), default=0, metavar="N", help="Print at most this many. Default: all.")
 @click.option("--text", default="", metavar="TEXT", help="Print only those that contain this text anywhere, in any case.")
 @click.option(
     "--metric", default="", metavar="NAME", help="Print only those with a value of this metric, METRIC or METRIC,FILTER."
@@ -46,8 +47,8 @@ def samples_command(
 ) -> None:
     """Print the prediction for each sample, one JSON object per line with or without --json."""
     del as_json
-    wanted = SampleFilter(text=text, metric=metric, min_value=least, max_value=most, sample_ids=ids)
     with connect(address) as client:
+        wanted = values.build(SampleFilter, text=text, metric=metric, min_value=least, max_value=most, sample_ids=ids)
         warn = partial(warn_of_cut_rows, 2)
         samples = client.samples(
             *(resolve(client, job_id), model, task, min(limit, 1000)),

@@ -58,7 +58,14 @@ def suites_command(address: str | None, form: Form) -> None:
 @status_option("runs")
 @selector_option("runs")
 @label_columns_option
-@click.option("--limit", default=50, show_default=True, metavar="N", help="Print at most this many runs; 0 prints all.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Print at most this many runs; 0 prints all.",
+)
 @table_options
 def suite_runs_command(
     suites: tuple[str, ...],

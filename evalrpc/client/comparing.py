@@ -64,9 +64,13 @@ def compare_request(
     Raises TypeError or ValueError that names the argument which can't be sent.
     """
     build = values.build
-    thresholds = [build(MetricThreshold, selector=parse_metric(n), tolerance=value) for n, value in (tolerances or {}).items()]
+    thresholds = [
+        build(MetricThreshold, selector=parse_metric(values.text("tolerances", name)), tolerance=value)
+        for name, value in (tolerances or {}).items()
+    ]
     thresholds += [
-        build(MetricThreshold, selector=parse_metric(n), higher_is_better=up) for n, up in (directions or {}).items()
+        build(MetricThreshold, selector=parse_metric(values.text("directions", name)), higher_is_better=value)
+        for name, value in (directions or {}).items()
     ]
     return build(
         CompareJobsRequest,
@@ -142,7 +146,7 @@ def flips_request(
         ListFlipsRequest,
         baseline_job_id=baseline_job_id,
         candidate_job_id=candidate_job_id,
-        metric=parse_metric(metric) if metric else None,
+        metric=parse_metric(values.text("metric", metric)) if metric else None,
         model=model,
         direction=direction,
         higher_is_better=higher_is_better,

@@ -249,9 +249,13 @@ def _nearest_argument(name: str) -> str:
 def update_request(
     job_id: str, labels: Mapping[str, str] | None, priority: int | None, expected_revision: int | None
 ) -> UpdateJobRequest:
-    """Build the request for a change of a job. What is None is not in its mask, so it stays."""
+    """Build the request for a change of a job. What is None is not in its mask, so it stays.
+
+    Raises TypeError or ValueError that names the argument which can't be sent.
+    """
     changed = {"labels": labels is not None, "priority": priority is not None}
-    return UpdateJobRequest(
+    return values.build(
+        UpdateJobRequest,
         job_id=job_id,
         labels=labels,
         priority=priority or 0,

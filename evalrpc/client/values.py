@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from evalrpc.client.arguments import parse_arguments
+from evalrpc.errors import UnsendableError
 from evalrpc.v1.jobs_pb2 import ServedModel
 
 MAX_ARRAY_VALUES: Final = 1000
@@ -49,15 +50,17 @@ def build(message: type[MessageT], **fields: Any) -> MessageT:
 
 
 def texts(name: str, values: Iterable[str] | str) -> list[str]:
-    """Return the texts of the argument `name`; a single one may stand for a list. Raises TypeError that names what is none."""
+    """Return the texts of the argument `name`; a single one may stand for a list. Raises TypeError or ValueError that names
+    what is none."""
     if isinstance(values, str):
-        return [values]
+        return [text(name, values)]
     if not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a list of texts, not {_described(values)}")
     found = list(values)
     for index, value in enumerate(found):
         if not isinstance(value, str):
             raise TypeError(f"{name}[{index}] must be text, not {_described(value)}")
+        text(f"{name}[{index}]", value)
     return found
 
 
@@ -96,7 +99,7 @@ def arguments(name: str, values: Mapping[str, object] | str | None) -> Struct | 
         try:
             values = parse_arguments(values)
         except ValueError as error:
-            raise ValueError(f"{name} {error}") from None
+            raise UnsendableError(f"{name} {error}") from None
     if values is None:
         return None
     if not isinstance(values, Mapping):
@@ -105,7 +108,7 @@ def arguments(name: str, values: Mapping[str, object] | str | None) -> Struct | 
     try:
         struct.update(_json_value(name, values))
     except RecursionError:
-        raise ValueError(f"{name} is nested too deep") from None
+        raise UnsendableError(f"{name} is nested too deep") from None
     return struct
 
 
@@ -122,7 +125,7 @@ def served_model(field: str, given: ServedModel | Mapping[str, Any] | None) -> S
     known = ServedModel.DESCRIPTOR.fields_by_name
     for key in given:
         if key not in known:
-            raise ValueError(f"{field} has no {shortened(key)}; it has: {', '.join(known)}")
+            raise UnsendableError(f"{field} has no {shortened(key)}; it has: {', '.join(known)}")
     args = arguments(f"{field}.args", given.get("args"))
     try:
         return build(ServedModel, **{**given, "args": args})
@@ -134,7 +137,7 @@ def _label(path: str, value: object) -> str:
     value = _plain(value)
     match value:
         case str():
-            return _text(path, value)
+            return text(path, value)
         case bool():
             return str(value).lower()
         case int() | float():
@@ -150,12 +153,12 @@ def _json_value(path: str, value: object) -> Any:
         case None | bool():
             return value
         case str():
-            return _text(path, value)
+            return text(path, value)
         case int():
             return _integer(path, value)
         case float():
             if not math.isfinite(value):
-                raise ValueError(f"{path}: {value} is no finite number; leave it out, or give it as text")
+                raise UnsendableError(f"{path}: {value} is no finite number; leave it out, or give it as text")
             return value
         case Mapping():
             return {_key(path, key): _json_value(f"{path}[{key!r}]", item) for key, item in value.items()}
@@ -179,7 +182,9 @@ def _plain(value: Any, path: str = "") -> Any:
             return value.isoformat()
     if _is_numpy(value):
         if value.size > MAX_ARRAY_VALUES:
-            raise ValueError(f"{path}: an array of {value.size} values is too large; at most {MAX_ARRAY_VALUES} can be sent")
+            raise UnsendableError(
+                f"{path}: an array of {value.size} values is too large; at most {MAX_ARRAY_VALUES} can be sent"
+            )
         return value.tolist()
     return value
 
@@ -192,20 +197,21 @@ def _is_numpy(value: Any) -> bool:
 def _key(path: str, key: object) -> str:
     if not isinstance(key, str):
         raise TypeError(f"{path}: the key {shortened(key)} is {_kind(key)}; keys must be text")
-    return _text(f"{path}[{key!r}]", key)
+    return text(f"{path}[{key!r}]", key)
 
 
-def _text(path: str, text: str) -> str:
+def text(path: str, given: str) -> str:
+    """Return a text that a message can hold. Raises ValueError that names it by the path of the argument."""
     try:
-        text.encode()
+        given.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{path}: {shortened(text)} has a character that UTF-8 can't express") from None
-    return text
+        raise UnsendableError(f"{path}: {shortened(given)} has a character that UTF-8 can't express") from None
+    return given
 
 
 def _integer(path: str, number: int) -> int:
     if abs(number) > _LARGEST_EXACT_INTEGER:
-        raise ValueError(f"{path}: {shortened(number)} is beyond 2**53, so it would lose digits; give it as text")
+        raise UnsendableError(f"{path}: {shortened(number)} is beyond 2**53, so it would lose digits; give it as text")
     return number
 
 
@@ -215,7 +221,7 @@ def _require(message: type[Message], name: str, value: Any) -> None:
     try:
         message(**{name: value})
     except (TypeError, ValueError) as error:
-        cls = ValueError if isinstance(error, ValueError) else TypeError
+        cls = UnsendableError if isinstance(error, ValueError) else TypeError
         raise cls(f"{name} must be {_expected(field)}, not {_described(value)}") from None
 
 

@@ -509,6 +509,7 @@ def compared(**verdicts: Verdict) -> CompareJobsResponse:
             candidate_value=0.375,
             method=TestMethod.TEST_METHOD_MCNEMAR,
             paired_sample_count=80,
+            higher_is_better=True,
             **tested,
         )
         for name, verdict in verdicts.items()
@@ -818,6 +819,32 @@ def test_a_server_that_is_not_there_is_exit_code_3(server: FakeServer, run: Run,
     assert result.exit_code == 3
     assert result.stdout == ""
     assert f"can't reach the server at {server.address}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["logs", JOB_ID, "--attempt", "99999999999"],
+        ["update", JOB_ID, "--priority", "99999999999"],
+        ["cancel", JOB_ID, "--reason", "\udcff"],
+        ["list", "--task", "\udcff"],
+        ["history", "--metric", "\udcff"],
+        ["samples", JOB_ID, "--text", "\udcff"],
+        ["compare", OTHER_IDS[0], JOB_ID, "--metric", "\udcff/acc"],
+        ["compare", OTHER_IDS[0], JOB_ID, "--tolerance", "\udcff=1"],
+        ["flips", OTHER_IDS[0], JOB_ID, "--metric", "\udcff"],
+        ["get", "@baseline:\udcff"],
+        ["list", "--limit", "-1"],
+        ["samples", JOB_ID, "--limit", "-1"],
+    ],
+    ids=lambda command: " ".join(command[::3]),
+)
+def test_what_no_message_can_hold_is_a_wrong_call(run: Run, command: list[str]) -> None:
+    result = run(*command)
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith(("evalrpc: ", "Usage: "))
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize("command", ["watch", "get", "cancel", "delete", "logs", "results"])
