@@ -101,6 +101,8 @@ KINDS: Final[Sequence[Kind]] = (
     Kind(
         "descriptors-for-a-daemon", "[os.set_inheritable(f, True) for f in (0, 1, 2)]; daemon('sh', '-c', 'yes | sleep 1000')"
     ),
+    Kind("deep-cgroups", "deep_cgroups(40)"),
+    Kind("freezes-itself", "freeze(); stay()", _LATE, timeout_seconds=2),
     Kind("not-dumpable", "ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0); daemon('sleep', '1000')"),
     # Its own folder.
     Kind("deletes-its-folder", "shutil.rmtree(ATTEMPT)", f"{_LOST}|{_MISSING}"),
@@ -108,11 +110,13 @@ KINDS: Final[Sequence[Kind]] = (
     Kind("locks-its-folder", "[path.chmod(0) for path in (RESULTS, SAMPLES, OUTPUT, LOG, RUN, ATTEMPT)]", "COMPLETED|FAILED"),
     Kind("swaps-its-folder", "again_and_again('put(\"link\", OUTPUT); remove(OUTPUT); leave_results()')", "COMPLETED|FAILED"),
     Kind("forges-traces", "[(RUN / name).write_text('1 1') for name in ('pid', 'exit', 'devices.json')]", f"{_LOST}|COMPLETED"),
+    Kind("forges-many-steps", "(RUN / 'exit').write_bytes(b'1 code 0\\n' * 450_000); time.sleep(2)", f"{_LOST}|COMPLETED"),
     Kind("forges-results", "(ATTEMPT / 'complete-results').write_bytes(os.urandom(100_000))"),
     Kind(
         "links-to-itself", "(OUTPUT / 'loop').symlink_to('.'); os.link(RESULTS, OUTPUT / 'm' / '20990101_000000_results.json')"
     ),
     # With the others' harness.
+    Kind("inspect-20000-files", "many_files(20_000, OUTPUT); time.sleep(2)", harness="inspect"),
     Kind("inspect-sparse", "sparse(INSPECT_LOG)", _INVALID, "inspect"),
     Kind("inspect-fifo", "put('fifo', INSPECT_LOG)", _MISSING, "inspect"),
     Kind("inspect-sparse-samples", "leave_inspect_log('[', ''); sparse(INSPECT_LOG)", _INVALID, "inspect"),

@@ -94,12 +94,36 @@ def deep(count: int) -> None:
     Path("deepest").write_text("x")
 
 
-def many_files(count: int) -> None:
-    folder = OUTPUT / "many"
-    folder.mkdir()
+def many_files(count: int, folder: Path = OUTPUT / "many") -> None:
+    folder.mkdir(exist_ok=True)
     root = os.open(folder, os.O_RDONLY)
     for number in range(count):
         os.close(os.open(f"{number:07}", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=root))
+
+
+def own_cgroup() -> Path | None:
+    """Return the cgroup of this run, where it may write to that."""
+    own = Path("/proc/self/cgroup").read_text().partition("0::/")[2].splitlines()
+    places = [Path(mount, *own[:1]) for mount in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")]
+    return next((place for place in places if os.access(place / "cgroup.procs", os.W_OK) and JOB_ID in place.name), None)
+
+
+def deep_cgroups(count: int) -> None:
+    """Make cgroups within this run's own, and leave a process in the last. Names are long, so that no path reaches it."""
+    os.chdir(own_cgroup() or OUTPUT)
+    for _ in range(count):
+        os.mkdir("c" * 200)  # noqa: PTH102 - as above
+        os.chdir("c" * 200)
+    if own_cgroup() and os.fork() == 0:
+        os.setsid()
+        Path("cgroup.procs").write_text("0")
+        stay()
+
+
+def freeze() -> None:
+    """Stop all processes of this run, the shim included, where that can be done."""
+    if cgroup := own_cgroup():
+        (cgroup / "cgroup.freeze").write_text("1")
 
 
 def odd_names(folder: Path) -> None:
