@@ -22,7 +22,7 @@ from evalrpc.server.validation.fields import MAX_SELECTORS
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, PlanComparisonRequest
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobFilter, SubmitJobRequest, UpdateJobRequest, WatchJobRequest
 from evalrpc.v1.results_pb2 import MetricSelector
-from evalrpc.v1.samples_pb2 import SampleFilter
+from evalrpc.v1.samples_pb2 import ListSamplesRequest, SampleFilter
 from evalrpc.v1.suites_pb2 import SubmitSuiteRequest
 
 ROOT = Path(__file__).parents[2]
@@ -135,8 +135,12 @@ PAST: Final[dict[str, Callable[[], Iterator[FieldViolation]]]] = {
     "`reason` of a cancel": lambda: validation.cancel_reason("r" * 1001),
     "models, tasks, harnesses or owners in a filter": lambda: filtered(models=["m"] * 1001),
     "statuses in a filter": lambda: filtered(statuses=[1] * 65),
-    "ids of samples in a filter": lambda: validation.sample_filter(SampleFilter(sample_ids=["s"] * 1001)),
-    "text, metric or id in a filter of samples": lambda: validation.sample_filter(SampleFilter(text="t" * 1025)),
+    "ids of samples in a filter": lambda: validation.sample_listing(
+        ListSamplesRequest(filter=SampleFilter(sample_ids=["s"] * 1001))
+    ),
+    "text, metric or id in a filter of samples": lambda: validation.sample_listing(
+        ListSamplesRequest(filter=SampleFilter(text="t" * 1025))
+    ),
     "suite runs in a filter": lambda: filtered(suite_run_ids=[UUID] * 1001),
     "`job_id_prefix`": lambda: filtered(job_id_prefix="0b5"),
     "`label_selector`": lambda: filtered(label_selector="a" * 4097),
