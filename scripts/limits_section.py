@@ -226,7 +226,7 @@ def answers() -> Iterator[tuple[str, str, str]]:
     yield ("media of a sample", f"{sample_references.MAX_REFERENCES:,}", "the others are left out")
     yield (
         "a `data:` URL of a sample, and all of one sample",
-        f"{size(sample_references.MAX_INLINE_BYTES)}, {size(2 * sample_references.MAX_INLINE_BYTES)}",
+        f"{size(sample_references.MAX_INLINE_BYTES)}, {size(sample_references.MAX_ALL_INLINE_BYTES)}",
         "ReadSampleMedia says so in `problem`",
     )
     yield (
