@@ -14,6 +14,7 @@ from evalrpc.results import layout
 from evalrpc.results import metrics as extras
 from evalrpc.scheduling import limited_process
 from evalrpc.server import handlers, limits, reflection, secret_use, served_use, service, threads, unread
+from evalrpc.server.transports import grpc_options
 from evalrpc.server.transports.http import application, codec, connection, request
 from evalrpc.server.validation import arguments, comparisons, evaluations, fields, jobs
 from evalrpc.server.validation import samples as sample_checks
@@ -71,6 +72,8 @@ def calls() -> Iterator[tuple[str, str, str]]:
     yield ("open streams of an owner", "`max_streams_per_owner`", f"{_EXHAUSTED} `TOO_MANY_STREAMS`, with RetryInfo")
     yield ("calls per second of an owner", "`max_calls_per_second`", f"{_EXHAUSTED} `TOO_MANY_CALLS`, with RetryInfo")
     yield ("calls on a connection", "`max_streams_per_connection`", "a wait in the client")
+    waiting = f"{grpc_options.MAX_PENDING_CALLS:,}"
+    yield ("calls that wait until the server takes them", waiting, "CANCELLED by gRPC, without a reason")
     yield ("connections", "`max_connections`", "a closed connection: UNAVAILABLE without a reason")
     yield (
         "time without a call, and age of a connection",

@@ -15,11 +15,13 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from server_process import ServerProcess
 from serving import RUNNING, Api, ServerHere, Site, detail, reason_of, submission
 from waiting import eventually
 
 from evalrpc.client import EvalClient, sync_transport
 from evalrpc.errors import EvalrpcError, RequestTooLargeError, TooManyStreamsError, UnavailableError
+from evalrpc.executors.local.processes import resident_bytes
 from evalrpc.reading.sample_references import MAX_ALL_INLINE_BYTES
 from evalrpc.server.limits import Limits
 from evalrpc.server.transports import grpc_options
@@ -29,6 +31,7 @@ from evalrpc.v1 import jobs_pb2 as pb
 MIB = 2**20
 LARGE_BYTES = 64 * MIB
 OPENER = Path(__file__).parent.parent / "support" / "stream_opener.py"
+RESETTER = OPENER.with_name("stream_resetter.py")
 
 Serve = Callable[..., ServerHere]
 
@@ -224,6 +227,20 @@ def test_a_connection_too_many_is_closed(serve: Serve) -> None:
     server.api.channel.close()
     with EvalClient(server.address) as client:
         eventually(client.is_healthy, "for the place of the connection that was closed")
+
+
+@pytest.mark.slow
+def test_streams_that_are_reset_as_soon_as_they_are_opened_take_bounded_memory(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "data", "")
+    try:
+        server.start()
+        host, _, port = server.address.rpartition(":")
+        subprocess.run([sys.executable, RESETTER, host, port, "40000"], check=True, timeout=60)
+        with server.client() as client:
+            client.get_server_info()
+        assert resident_bytes(server.pid) < 400 * MIB, "each of those that wait takes 14 KiB"
+    finally:
+        server.clean_up()
 
 
 @pytest.fixture

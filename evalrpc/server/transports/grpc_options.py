@@ -8,6 +8,10 @@ from evalrpc.server.listening import most_connections
 if TYPE_CHECKING:
     from evalrpc.config import Settings
 
+MAX_PENDING_CALLS: Final = 15_000
+"""How many calls may wait until the server takes them. Ten thousand watchers that reconnect at once after a restart are not an
+attack. Each that waits takes 14 KiB, also one that its client has reset already."""
+
 _MAX: Final = 2**31 - 1
 _MARGIN_BYTES: Final = 4 * 1024 * 1024
 _GRACE_SECONDS: Final = 60.0
@@ -21,9 +25,8 @@ def channel_options(max_request_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", -1),
         # With port reuse, two servers on one port would share the calls between them, and clients would lose every second job.
         ("grpc.so_reuseport", 0),
-        # Ten thousand watchers that reconnect at once after a restart are not an attack.
-        ("grpc.server.max_pending_requests", 100_000),
-        ("grpc.server.max_pending_requests_hard_limit", 100_000),
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
         # The streams of a client whose machine has vanished, or which is frozen, end after this time.
         ("grpc.keepalive_time_ms", 120_000),
         ("grpc.keepalive_timeout_ms", 20_000),
