@@ -33,6 +33,12 @@ doc_to_target: "{{answer}}"
 generation_kwargs: {until: ["."], max_new_tokens: 4}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
+ONE_IMAGE = """
+from PIL import Image
+
+def one_image(doc):
+    return [Image.new("RGB", (112, 112))]
+"""
 # mockllm counts tokens with a vocabulary that is downloaded, so that counter is replaced.
 INSPECT_TASK = """
 import inspect_ai.model._model as model
@@ -75,8 +81,8 @@ def test_lmms_eval(tmp_path: Path, lmms_python: Path, serve: Callable[[str], Ser
     model = os.environ.get("EVALRPC_TEST_TINY_LLAVA")
     if not model:
         pytest.skip("EVALRPC_TEST_TINY_LLAVA names no model: `make test` makes one")
-    tasks = family_task(tmp_path, "doc_to_visual: !function utils.no_images\n")
-    (tasks / "utils.py").write_text("def no_images(doc):\n    return []\n")
+    tasks = family_task(tmp_path, "doc_to_visual: !function utils.one_image\n")
+    (tasks / "utils.py").write_text(ONE_IMAGE)
     python = oldest(lmms_eval._PACKAGE, lmms_python, tmp_path / "env")
     server = serve(config("lmms-eval", python, tasks))
     model_args = {"pretrained": model, "device": "cpu", "device_map": "cpu"}
