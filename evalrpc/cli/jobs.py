@@ -13,7 +13,7 @@ from evalrpc.cli.following import follow, follow_all
 from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.job_table import job_columns, job_row, label_columns_option
 from evalrpc.cli.output import Form, print_facts, print_items, print_json, print_line
-from evalrpc.cli.parameters import filter_options, labels_option, reconnect_timeout_option
+from evalrpc.cli.parameters import filter_options, labels_option, limit_option, reconnect_timeout_option
 from evalrpc.cli.request_facts import request_facts
 from evalrpc.cli.tables import Cell
 from evalrpc.jobs.served_models import model_of
@@ -64,14 +64,7 @@ def watch_all_command(job_filter: JobFilter, label_columns: list[str], address: 
 @click.command(short_help="List jobs, newest first.")
 @filter_options
 @label_columns_option
-@click.option(
-    "--limit",
-    type=click.IntRange(0),
-    default=50,
-    show_default=True,
-    metavar="N",
-    help="Print at most this many jobs; 0 prints all.",
-)
+@limit_option("jobs")
 @table_options
 def list_command(job_filter: JobFilter, label_columns: list[str], limit: int, address: str | None, form: Form) -> None:
     """List jobs, newest first.

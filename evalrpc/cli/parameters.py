@@ -144,6 +144,18 @@ def status_option(things: str) -> Callable[[Callable[..., Any]], Callable[..., A
     )
 
 
+def limit_option(things: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option that bounds how many of them are printed; 0 for all."""
+    return click.option(
+        "--limit",
+        type=click.IntRange(0),
+        default=50,
+        show_default=True,
+        metavar="N",
+        help=f"Print at most this many {things}; 0 prints all.",
+    )
+
+
 def selector_option(things: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option that selects by labels. The command gets them as `selectors`."""
     return click.option(

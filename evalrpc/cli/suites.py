@@ -11,7 +11,15 @@ from evalrpc.cli import completion, wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect, table_options
 from evalrpc.cli.job_table import label_columns_option
 from evalrpc.cli.output import Form, print_items, print_json, print_line
-from evalrpc.cli.parameters import duration, joined, reconnect_timeout_option, selector_option, status_option, statuses_of
+from evalrpc.cli.parameters import (
+    duration,
+    joined,
+    limit_option,
+    reconnect_timeout_option,
+    selector_option,
+    status_option,
+    statuses_of,
+)
 from evalrpc.cli.suite_decisions import Display, decided, decision_options
 from evalrpc.cli.suite_following import wait_for_runs, watch_run
 from evalrpc.cli.suite_runs import model_name, resolve_run, run_argument
@@ -58,14 +66,7 @@ def suites_command(address: str | None, form: Form) -> None:
 @status_option("runs")
 @selector_option("runs")
 @label_columns_option
-@click.option(
-    "--limit",
-    type=click.IntRange(0),
-    default=50,
-    show_default=True,
-    metavar="N",
-    help="Print at most this many runs; 0 prints all.",
-)
+@limit_option("runs")
 @table_options
 def suite_runs_command(
     suites: tuple[str, ...],

@@ -7,7 +7,12 @@ still needs.
 
 import errno
 import os
-from typing import Final
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Final, NoReturn
+
+from evalrpc.files.errnos import require_no_shortage
 
 FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """How a folder is opened whose entries are to be read."""
@@ -19,11 +24,15 @@ _MOVED: Final = "the folder was moved meanwhile"
 
 
 class Place:
-    """The one open folder of a walk. Owns the descriptor that it is given."""
+    """The one open folder of a walk. Owns the descriptor that it is given. Raises OSError."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self._mount = _mount_of(descriptor)
+        try:
+            self._mount = _mount_of(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
         self._above: list[tuple[int, int]] = []
 
     def enter(self, child: int) -> None:
@@ -52,6 +61,51 @@ class Place:
     def _move(self, descriptor: int) -> None:
         os.close(self.descriptor)
         self.descriptor = descriptor
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def folders_from(top: Path, if_lost: Callable[[OSError], object] = _raise) -> Generator[tuple[int, list[str]]]:
+    """Yield a folder, and those below it, as open descriptors, each with an empty list, to which the caller adds the names of
+    those in it that are to follow. What can't be entered is left out.
+
+    Where there is no way back, `if_lost` is called with the error, and the walk ends if that returns. Raises OSError for a
+    shortage.
+    """
+    try:
+        place = Place(os.open(top, FOLDER))
+    except OSError as error:
+        require_no_shortage(error)
+        return
+    with closing(place):
+        pending: list[list[str]] = [[]]  # the folders that are left in each one that the walk is in
+        yield place.descriptor, pending[-1]
+        while True:
+            if pending[-1]:
+                if _enter(place, pending[-1].pop()):
+                    pending.append([])
+                    yield place.descriptor, pending[-1]
+                continue
+            pending.pop()
+            if not pending:
+                return
+            try:
+                place.leave()
+            except OSError as error:
+                if_lost(error)
+                return
+
+
+def _enter(place: Place, name: str) -> bool:
+    """Go into a folder. Return whether that is possible. Raises OSError for a shortage."""
+    try:
+        place.enter(os.open(name, FOLDER, dir_fd=place.descriptor))
+    except OSError as error:
+        require_no_shortage(error)
+        return False
+    return True
 
 
 def identity(status: os.stat_result) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.files.errnos import require_no_shortage
-from evalrpc.files.tree_walk import ANY_FOLDER, FOLDER, Place, identity
+from evalrpc.files.tree_walk import ANY_FOLDER, FOLDER, Place, folders_from, identity
 
 BLOCK_BYTES: Final = 512
 """The unit of `st_blocks`, whatever the file system."""
@@ -68,33 +68,11 @@ def remove_tree(path: Path, should_stop: Callable[[], bool] = lambda: False) -> 
 
 def _statuses(folder: Path) -> Generator[os.stat_result, None, None]:
     """Yield the status of a folder, and of all below it that can be read. Raises OSError for a shortage."""
-    try:
-        place = Place(os.open(folder, FOLDER))
-    except OSError as error:
-        require_no_shortage(error)
-        return
-    with closing(place):
-        yield os.fstat(place.descriptor)
-        pending: list[list[str]] = [[]]
-        yield from _entries(place.descriptor, pending[-1])
-        while True:
-            if pending[-1]:
-                try:
-                    place.enter(os.open(pending[-1].pop(), FOLDER, dir_fd=place.descriptor))
-                except OSError as error:
-                    require_no_shortage(error)
-                    continue
-                pending.append([])
-                yield from _entries(place.descriptor, pending[-1])
-            else:
-                pending.pop()
-                if not pending:
-                    return
-                try:
-                    place.leave()
-                except OSError as error:  # there is no way back
-                    require_no_shortage(error)
-                    return
+    with closing(folders_from(folder, require_no_shortage)) as folders:
+        for number, (descriptor, inner) in enumerate(folders):
+            if not number:
+                yield os.fstat(descriptor)
+            yield from _entries(descriptor, inner)
 
 
 def _entries(descriptor: int, folders: list[str]) -> Iterator[os.stat_result]:

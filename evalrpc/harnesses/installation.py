@@ -56,8 +56,7 @@ def note_version(settings: HarnessSettings, package: Package, results: Mapping[s
 
 def is_older(settings: HarnessSettings, package: Package, version: str) -> bool:
     """Return whether the installed version is known to be older than another."""
-    installed = _installed_version(settings, package)
-    return installed is not None and not _NO_TAG.fullmatch(installed) and _parts(installed) < _parts(version)
+    return _is_older(_installed_version(settings, package), version)
 
 
 def installed_modules(settings: HarnessSettings, *names: str) -> list[str]:
@@ -78,11 +77,15 @@ def _unavailable_reason(settings: HarnessSettings, version: str | None, package:
         return f"there is no program {settings.python}: set harnesses.{settings.name}.python to {package.title}'s interpreter"
     if version is None and not _has_package(settings, package):
         return f"{package.title} is not installed for {python}: run `{python} -m pip install {package.name}`"
-    if is_older(settings, package, package.oldest):
+    if _is_older(version, package.oldest):
         newer = f"'{package.name}>={package.oldest}'"
         return f"{package.title} {version} of {python} is too old: run `{python} -m pip install {newer}`"
     missing = [str(folder) for folder in settings.include_path if not folder.is_dir()]
     return f"harnesses.{settings.name}.include_path: there is no folder {', '.join(missing)}" if missing else ""
+
+
+def _is_older(installed: str | None, version: str) -> bool:
+    return installed is not None and not _NO_TAG.fullmatch(installed) and _parts(installed) < _parts(version)
 
 
 def _parts(version: str) -> list[int]:

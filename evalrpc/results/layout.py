@@ -16,9 +16,9 @@ RunFailedError.
 import json
 import os
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -84,15 +84,14 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
 def unread_results(output_dir: Path) -> str:
     """Return the name of a file that looks like results, where `read_results` found none; empty if there is none. Some versions
     of harnesses wrote `results.json`, and some programs have a folder for each part of a model's name."""
-    waiting = deque([""])
-    for _ in range(_MAX_LOOKED_AT):
-        with suppress(IndexError, RunFailedError):
-            folder = waiting.popleft()
+    found = [""]  # folders; those that are looked at add theirs
+    for folder in islice(found, _MAX_LOOKED_AT):
+        with suppress(RunFailedError):
             files, folders = _names(output_dir, folder)
             prefix = f"{folder}/" if folder else ""
             if name := next(filter(_LOOKS_LIKE_RESULTS.search, files), ""):
                 return printable(f"{prefix}{name}")[:_MAX_SHOWN]
-            waiting.extend(f"{prefix}{name}" for name in folders[:_MAX_LOOKED_AT])
+            found += [f"{prefix}{name}" for name in folders[:_MAX_LOOKED_AT]]
     return ""
 
 

@@ -75,15 +75,11 @@ def _answering(
     method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]], limits: Limits, check: Check
 ) -> Handler:
     """Return a method with one answer for serialised messages."""
-    decode = _decoder(method)
+    read = _reader(method, limits, check)
 
     async def answer(request: bytes, call: Call) -> bytes:
         try:
-            if len(request) > SMALL_BYTES:
-                await _require_few_fields(request, method, call.principal.owner, limits)
-            message = decode(request)
-            await check(method.name, message, call.principal)
-            answer: Message | bytes = await implementation(message, call)
+            answer: Message | bytes = await implementation(await read(request, call.principal), call)
         except EvalrpcError:
             raise
         except Exception as error:  # the last resort: no transport gets anything but errors of ours
@@ -150,16 +146,13 @@ def _streaming(
     method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]], limits: Limits, check: Check
 ) -> Handler:
     """Keep a method that answers with a stream within the limits. One coroutine for all, as ten thousand watchers have each."""
-    decode = _decoder(method)
+    read = _reader(method, limits, check)
 
     async def handle(request: bytes, call: Call) -> bytes:
         limits.admit(call.principal.owner, len(request))
         with limits.open_stream(call) as stream:
             try:
-                if len(request) > SMALL_BYTES:
-                    await _require_few_fields(request, method, call.principal.owner, limits)
-                message = decode(request)
-                await check(method.name, message, call.principal)
+                message = await read(request, call.principal)
                 await implementation(message, call._replace(send=stream.send, reserve=stream.reserve))
             except EvalrpcError:
                 raise
@@ -175,6 +168,20 @@ def _unimplemented(method: MethodDescriptor) -> Handler:
         raise UnimplementedError(f"this server does not have {method.name} yet")
 
     return refuse
+
+
+def _reader(method: MethodDescriptor, limits: Limits, check: Check) -> Callable[[bytes, Principal], Awaitable[Message]]:
+    """Return what decodes a request of a method, unless that would take long, and checks that its caller may make the call."""
+    decode = _decoder(method)
+
+    async def read(request: bytes, principal: Principal) -> Message:
+        if len(request) > SMALL_BYTES:
+            await _require_few_fields(request, method, principal.owner, limits)
+        message = decode(request)
+        await check(method.name, message, principal)
+        return message
+
+    return read
 
 
 async def _require_few_fields(request: bytes, method: MethodDescriptor, owner: str, limits: Limits) -> None:

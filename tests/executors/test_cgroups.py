@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from deep_folders import make_folders_below
 from processes_of_tests import is_alive
 from running import CLEANING_UP, SECONDS, Runs, ended
 from waiting import eventually
@@ -40,16 +41,6 @@ def proc(folder: Path, cgroup: str, *mounts: str) -> Path:
     return folder
 
 
-def go_deep(folder: Path, depth: int) -> None:
-    descriptor = os.open(folder, os.O_PATH)
-    for _ in range(depth):
-        os.mkdir("d", dir_fd=descriptor)
-        below = os.open("d", os.O_PATH, dir_fd=descriptor)
-        os.close(descriptor)
-        descriptor = below
-    os.close(descriptor)
-
-
 def test_what_the_kernel_says_of_a_cgroup_is_read(tmp_path: Path) -> None:
     cgroup = fake(tmp_path / "run", "12\n0\n", populated=1)
     fake(tmp_path / "run" / "below", "34\n", populated=1)
@@ -62,7 +53,7 @@ def test_what_the_kernel_says_of_a_cgroup_is_read(tmp_path: Path) -> None:
 
 def test_cgroups_deeper_than_any_path_is_long_hide_no_others(tmp_path: Path) -> None:
     cgroup = fake(tmp_path / "evalrpc-deep-1", "1\n", populated=1)
-    go_deep(cgroup.path, 3000)
+    os.close(make_folders_below(cgroup.path, 3000))
     made = Cgroups(tmp_path / "z", tmp_path)
     (tmp_path / "z").mkdir()
     made.create("job", 1)

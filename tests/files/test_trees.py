@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from deep_folders import make_folders_below
 from small_disk import small_disk
 
 from evalrpc.files.trees import Remains, disk_bytes, remove_tree
@@ -24,13 +25,9 @@ MIB = 1024 * 1024
 def make_deep(folder: Path, depth: int) -> None:
     """Make a folder with so many below one another, and a file in the last."""
     folder.mkdir()
-    descriptor = os.open(folder, os.O_RDONLY)
-    for _ in range(depth):
-        os.mkdir("d", dir_fd=descriptor)
-        parent, descriptor = descriptor, os.open("d", os.O_RDONLY, dir_fd=descriptor)
-        os.close(parent)
-    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
-    os.close(descriptor)
+    deepest = make_folders_below(folder, depth)
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=deepest))
+    os.close(deepest)
 
 
 def make_odd(folder: Path, outside: Path) -> None:

@@ -23,11 +23,12 @@ from evalrpc.server.call import ANONYMOUS, Call
 from evalrpc.server.handlers import Handler, handlers_of
 from evalrpc.server.transports.connect.endpoints import ConnectCodec, endpoints_of
 from evalrpc.server.transports.grpc import anonymous, generic_handler
-from evalrpc.server.transports.http.application import HttpApplication
+from evalrpc.server.transports.http.application import MAX_BODIES_BYTES, HttpApplication
 from evalrpc.server.transports.http.codec import JsonCodec
 from evalrpc.server.transports.http.gate import Gate
 from evalrpc.server.transports.http.listener import HttpListener
 from evalrpc.server.transports.http.methods import methods_of
+from evalrpc.server.unread import UnreadBytes
 from evalrpc.testing.in_process import InProcessTransport
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import CancelJobRequest, DeleteJobRequest, GetJobRequest, WatchJobRequest, WatchJobsRequest
@@ -82,8 +83,9 @@ async def over_connect(form: str, handlers: Mapping[str, Handler]) -> AsyncItera
     with ThreadPoolExecutor(1) as pool:
         methods = methods_of(SERVICE, handlers, lambda _: ANONYMOUS)
         endpoints = endpoints_of(SERVICE.full_name, methods, ConnectCodec(JsonCodec(pool), settings.max_request_bytes))
+        bodies = UnreadBytes(MAX_BODIES_BYTES, lambda peers: None)
         here = Listener(PortAddress("127.0.0.1", 0), None, requires_sign_in=False)
-        application = HttpApplication(Gate(here, settings), settings.max_request_bytes, endpoints)
+        application = HttpApplication(Gate(here, settings), settings.max_request_bytes, endpoints, bodies=bodies)
         listener = HttpListener(here, None, settings, application, pool)
         listener.bind()
         await listener.start()

@@ -51,8 +51,7 @@ class Exchange:
 
     def headers(self, fields: dict[str, str], *, last: bool = False) -> None:
         """Send headers or trailers, each a literal without an index."""
-        block = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields.items())
-        self._frame(HEADERS, END_HEADERS | (END_STREAM if last else 0), block)
+        self._frame(HEADERS, END_HEADERS | (END_STREAM if last else 0), literals(fields))
         self._begun = True
 
     def data(self, data: bytes, *, last: bool = False) -> None:
@@ -65,7 +64,7 @@ class Exchange:
 
     def go_away(self, code: int) -> None:
         """Say that no further calls are taken, and close the connection before this one has ended."""
-        self._connection.sendall(_frame(GOAWAY, 0, 0, self._stream.to_bytes(4) + code.to_bytes(4)))
+        self._connection.sendall(frame(GOAWAY, 0, 0, self._stream.to_bytes(4) + code.to_bytes(4)))
         self.drop()
 
     def drop(self) -> None:
@@ -74,7 +73,7 @@ class Exchange:
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def _frame(self, kind: int, flags: int, payload: bytes) -> None:
-        self._connection.sendall(_frame(kind, flags, self._stream, payload))
+        self._connection.sendall(frame(kind, flags, self._stream, payload))
 
 
 Act = Callable[[Exchange], None]
@@ -116,13 +115,13 @@ class Http2Stub:
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError, EOFError):
             _read(connection, len(PREFACE))
-            connection.sendall(_frame(SETTINGS, 0, 0, b""))
+            connection.sendall(frame(SETTINGS, 0, 0))
             bodies: dict[int, bytes] = {}
             for kind, flags, stream, payload in _frames(connection):
                 if kind == SETTINGS and not flags & ACK:
-                    connection.sendall(_frame(SETTINGS, ACK, 0, b""))
+                    connection.sendall(frame(SETTINGS, ACK, 0))
                 elif kind == PING and not flags & ACK:
-                    connection.sendall(_frame(PING, ACK, 0, payload))
+                    connection.sendall(frame(PING, ACK, 0, payload))
                 elif kind == DATA:
                     bodies[stream] = bodies.get(stream, b"") + payload
                     if flags & END_STREAM:
@@ -150,8 +149,14 @@ def _read(connection: socket.socket, size: int) -> bytes:
     return data
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Return a frame as it is sent."""
     return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
+
+
+def literals(fields: dict[str, str]) -> bytes:
+    """Return headers as HPACK has them, each a literal without an index."""
+    return b"".join(b"\0" + _text(name) + _text(value) for name, value in fields.items())
 
 
 def _text(text: str) -> bytes:

@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 
 from evalrpc.executors.base import NO_LIMITS, RunLimits
 from evalrpc.files.errnos import require_no_shortage
-from evalrpc.files.tree_walk import FOLDER, Place
+from evalrpc.files.tree_walk import folders_from
 from evalrpc.files.trees import remove_tree
 
 MEMORY: Final = "memory"
@@ -184,33 +184,10 @@ def find_cgroups(setting: str, own_process: Path = Path("/proc/self"), *, is_tri
 def _walk(top: Path) -> Generator[tuple[int, Sequence[str]], None, None]:
     """Yield each cgroup of a hierarchy as an open folder, with the names of those in it. Parts of it may vanish or be closed to
     this account, and a run may have made it deeper than any path is long. Raises OSError for a shortage."""
-    try:
-        place = Place(os.open(top, FOLDER))
-    except OSError as error:
-        require_no_shortage(error)
-        return
-    with closing(place):
-        pending = [_names_in(place.descriptor)]
-        yield place.descriptor, tuple(pending[-1])
-        while pending:
-            if pending[-1]:
-                if _enter(place, pending[-1].pop()):
-                    pending.append(_names_in(place.descriptor))
-                    yield place.descriptor, tuple(pending[-1])
-            else:
-                pending.pop()
-                if pending:
-                    place.leave()
-
-
-def _enter(place: Place, name: str) -> bool:
-    """Go into a cgroup. Return whether that is possible. Raises OSError for a shortage."""
-    try:
-        place.enter(os.open(name, FOLDER, dir_fd=place.descriptor))
-    except OSError as error:
-        require_no_shortage(error)
-        return False
-    return True
+    with closing(folders_from(top)) as cgroups:
+        for cgroup, inner in cgroups:
+            inner += _names_in(cgroup)
+            yield cgroup, tuple(inner)
 
 
 def _names_in(cgroup: int) -> list[str]:

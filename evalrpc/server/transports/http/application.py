@@ -37,12 +37,12 @@ class HttpApplication:
         max_body_bytes: int,
         endpoints: Mapping[str, Endpoint],
         *finders: Find,
-        bodies: UnreadBytes | None = None,
+        bodies: UnreadBytes,
         proxy_token_header: str = "",
     ) -> None:
         """`bodies`: the room for those over 16 KiB, of all addresses together."""
         self._gate = gate
-        self._bodies = bodies or UnreadBytes(MAX_BODIES_BYTES, lambda _: None)
+        self._bodies = bodies
         self._proxy_token_header = proxy_token_header
         self._max_body_bytes = max_body_bytes
         self._endpoints = endpoints
