@@ -19,12 +19,12 @@ from running import SECONDS, ended
 from waiting import eventually
 
 from evalrpc.executors.base import NO_LIMITS, Resources, RunAccount, RunHandle, RunKey, RunLimits
-from evalrpc.executors.local import fork_server
+from evalrpc.executors.local import fork_server, warm_parents
 from evalrpc.executors.local.cgroups import RunCgroup, find_cgroups
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.processes import processes_of_job, resident_bytes
 from evalrpc.executors.local.run import LOCAL_NODE
-from evalrpc.executors.local.warm_parents import WarmLimits, own_name
+from evalrpc.executors.local.warm_parents import WarmLimits
 from evalrpc.harnesses.base import Command, Exit, Preload
 
 CGROUPS = find_cgroups("auto").cgroups
@@ -153,9 +153,10 @@ class Owners:
         return path.read_text() if path.exists() else ""
 
     def parents(self, uid: int) -> list[int]:
-        """Return the processes in the cgroups of an owner's parents."""
+        """Return the processes in the cgroups of an owner's parents, without those of tests that run beside this one."""
         assert CGROUPS is not None
-        pids = [pid for _, cgroup in CGROUPS.cgroups_of_parents() for pid in cgroup.processes()]
+        ours = [cgroup for server, cgroup in CGROUPS.cgroups_of_parents() if server == warm_parents.own_name()]
+        pids = [pid for cgroup in ours for pid in cgroup.processes()]
         return [pid for pid in pids if Path(f"/proc/{pid}").stat().st_uid == uid]
 
     def load_in_parents(self, code: str) -> None:
@@ -307,7 +308,7 @@ def test_a_parent_that_can_not_be_started_leaves_no_cgroup(owners: Owners, monke
     run = owners.start(ALICE, "exit", "3")
     assert (ended(run), run.is_warm) == (Exit(code=3), False)
     assert CGROUPS is not None
-    assert own_name() not in [owner for owner, _ in CGROUPS.cgroups_of_parents()]
+    assert warm_parents.own_name() not in [owner for owner, _ in CGROUPS.cgroups_of_parents()]
 
 
 def test_a_parent_that_was_reaped_enters_no_cgroup(owners: Owners, tmp_path: Path) -> None:
