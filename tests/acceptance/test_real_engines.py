@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pictures import noise
 from processes_of_tests import kill_all
-from test_real_lmms_eval import TASK as LMMS_TASK
+from test_real_lmms_eval import lmms_task
 from test_real_warm_runs import Site
 
 from evalrpc.executors.local.processes import processes_of_job
@@ -75,8 +75,7 @@ class ServedSite(Site):
         with (folder / "utils.py").open("a") as utils:
             utils.write(UTILS)
         if kind == "lmms-eval":
-            task = LMMS_TASK.format(name="images", data=data, score="exact")
-            (folder / "images.yaml").write_text(task.replace("utils.no_images", "utils.images"))
+            (folder / "images.yaml").write_text(lmms_task("images", data, images="images"))
         elif kind == "lm-eval":
             (folder / "texts.yaml").write_text(LM_EVAL_TASK.format(name="texts", data=data))
             with_images = LM_EVAL_TASK.format(name="images", data=data) + "doc_to_image: !function utils.images\n"

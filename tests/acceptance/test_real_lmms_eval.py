@@ -23,7 +23,7 @@ dataset_kwargs:
     test: {data}
 test_split: test
 output_type: generate_until
-doc_to_visual: !function utils.one_image
+doc_to_visual: !function utils.{images}
 doc_to_text: "question"
 doc_to_target: "answer"
 generation_kwargs:
@@ -55,6 +55,11 @@ def crash(doc, results):
 """
 
 
+def lmms_task(name: str, data: Path, score: str = "exact", images: str = "one_image") -> str:
+    """Return the YAML of a task of lmms-eval; `score` and `images` name functions of its `utils.py`."""
+    return TASK.format(name=name, data=data, score=score, images=images)
+
+
 @pytest.fixture
 def lmms_server(lmms_config: str, serve: Callable[[str], ServerProcess]) -> ServerProcess:
     return serve(lmms_config)
@@ -68,7 +73,7 @@ def lmms_config(tmp_path: Path, lmms_python: Path) -> str:
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tasks / "utils.py").write_text(UTILS)
     for name, score in (("sums_a", "exact"), ("sums_b", "exact"), ("sums_slow", "slow"), ("sums_crash", "crash")):
-        (tasks / f"{name}.yaml").write_text(TASK.format(name=name, data=tmp_path / "data.jsonl", score=score))
+        (tasks / f"{name}.yaml").write_text(lmms_task(name, tmp_path / "data.jsonl", score))
     return f"""
         gpus = "0"
         [harnesses.lmms-eval]

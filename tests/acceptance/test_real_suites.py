@@ -14,8 +14,7 @@ from click.testing import CliRunner
 from server_process import ServerProcess
 from test_real_inspect import TASKS as INSPECT_TASKS
 from test_real_lm_eval import ANSWERING, DATA
-from test_real_lmms_eval import TASK as LMMS_TASK
-from test_real_lmms_eval import UTILS
+from test_real_lmms_eval import UTILS, lmms_task
 
 from evalrpc.cli import main
 from evalrpc.client import EvalClient
@@ -95,7 +94,7 @@ def server(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "lm-eval-tasks" / "answer.yaml").write_text(ANSWERING + DATA.replace("DATA_PATH", str(data)))
     (tmp_path / "lmms-eval-tasks" / "utils.py").write_text(UTILS)
-    (tmp_path / "lmms-eval-tasks" / "sums_a.yaml").write_text(LMMS_TASK.format(name="sums_a", data=data, score="exact"))
+    (tmp_path / "lmms-eval-tasks" / "sums_a.yaml").write_text(lmms_task("sums_a", data))
     (tmp_path / "inspect-tasks" / "sums.py").write_text(INSPECT_TASKS)
     config = CONFIG.format(lm_eval=lm_eval_python, lmms=lmms_python, inspect=inspect_python, folder=tmp_path)
     easy = SUITE.format(name="easy", threshold=0.0, of_inspect=0.1)

@@ -18,8 +18,7 @@ from server_process import ServerProcess
 from small_disk import small_disk
 from test_real_inspect import TASKS as INSPECT_TASKS
 from test_real_lm_eval import ANSWERING, CHOOSING, DATA
-from test_real_lmms_eval import TASK as LMMS_TASK
-from test_real_lmms_eval import UTILS
+from test_real_lmms_eval import UTILS, lmms_task
 from waiting import eventually
 
 from evalrpc.config import HarnessSettings
@@ -170,7 +169,7 @@ class Site:
         if kind == "lmms-eval":
             (folder / "utils.py").write_text(SCORES)
             for score in SCORERS:
-                (folder / f"{score}.yaml").write_text(LMMS_TASK.format(name=f"sums_{score}", data=data, score=score))
+                (folder / f"{score}.yaml").write_text(lmms_task(f"sums_{score}", data, score))
         elif kind == "lm-eval":
             for name, text in (("choice", CHOOSING), ("answer", ANSWERING)):
                 (folder / f"{name}.yaml").write_text(text + DATA.replace("DATA_PATH", str(data)))
