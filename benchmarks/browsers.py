@@ -16,6 +16,7 @@ from benchmarks.processes import Server, evalrpc_server, free_port, workplace
 from benchmarks.report import Row, at_most, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.client import EvalClient
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.v1.jobs_pb2 import JobEventType
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _grpc_reader(server: Server) -> Callable[[int, _Seen], None]:
                 at = time.time()
                 if event.type == JobEventType.JOB_EVENT_TYPE_UPDATED:
                     number = event.job.labels["change"]
-                    seen.committed[number] = event.time.ToNanoseconds() / 1e9
+                    seen.committed[number] = seconds_of(event.time)
                     seen.over_grpc[number] = at
                     if int(number) == _CHANGES - 1:
                         return

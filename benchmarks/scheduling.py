@@ -13,6 +13,7 @@ from benchmarks.processes import Server, evalrpc_server, workplace
 from benchmarks.report import Row, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.client import EvalClient
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 
 GPUS: Final = 8
@@ -102,7 +103,7 @@ def _makespan(server: Server, shapes: Sequence[Shape]) -> float:
 
 
 def _ended(job: JobInfo) -> float:
-    return job.completed_at.ToNanoseconds() / 1e9
+    return seconds_of(job.completed_at)
 
 
 def _request(shape: Shape) -> EvaluateRequest:

@@ -14,6 +14,7 @@ from benchmarks.report import Aim, Row, Sides, at_most, compare, in_turn, ratio_
 from benchmarks.scale import Scale
 from benchmarks.warm import HARNESSES, python_of
 from evalrpc.client import EvalClient
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.v1.engines_pb2 import ENGINE_STATE_ENDED
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo, ServedModel
 
@@ -158,7 +159,7 @@ def _job(client: EvalClient, request: EvaluateRequest) -> JobInfo:
 
 
 def _seconds(job: JobInfo) -> float:
-    return (job.completed_at.ToNanoseconds() - job.created_at.ToNanoseconds()) / 1e9
+    return seconds_of(job.completed_at) - seconds_of(job.created_at)
 
 
 def _moments(notes: Path, what: str) -> list[int]:

@@ -29,7 +29,7 @@ from evalrpc.jobs.size_limits import results_room
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.metrics import MetricLister
-from evalrpc.reading.sample_files import read_lines
+from evalrpc.reading.sample_files import SampleRows, read_lines
 from evalrpc.results.bounding import add_artifact_names, bounded
 from evalrpc.results.merging import MergedResults
 from evalrpc.results.metrics import model_result
@@ -225,7 +225,7 @@ def _read_samples(folder: Path, count: int) -> Callable[[], object]:
 
     def read() -> None:
         with path.open("rb") as file:
-            found = read_samples((row.values for row in read_lines(file, 0)), [_ACCURACY])
+            found = read_samples((row.values for row in SampleRows(read_lines(file, 0))), [_ACCURACY])
         assert len(found.values[_ACCURACY].ids) == count
 
     return read

@@ -15,6 +15,7 @@ from benchmarks.report import Row, at_most, compare, in_turn, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.client import EvalClient
 from evalrpc.errors import JobNotCompletedError
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 _CONFIG: Final = """
@@ -70,7 +71,7 @@ def _rows(folder: Path, rounds: int) -> Iterator[Row]:
             traces = folder / "data" / "jobs" / job.job_id / "attempt-1" / "run"
             exits = (traces / "exit").stat().st_mtime
             programs.append((traces / "pid").stat().st_mtime - begin)
-            ends.append(job.completed_at.ToNanoseconds() / 1e9 - exits)
+            ends.append(seconds_of(job.completed_at) - exits)
             return (traces / "claim").stat().st_mtime - begin
 
         def bare() -> float:

@@ -10,6 +10,7 @@ from benchmarks.processes import REPOSITORY, evalrpc_server, workplace
 from benchmarks.report import Aim, Row, Sides, compare, in_turn, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.client import EvalClient
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 HARNESSES: Final = {"lmms-eval": "lmms", "lm-eval": "lm-eval", "inspect-ai": "inspect"}
@@ -102,7 +103,7 @@ def _seconds(client: EvalClient, harness: str) -> float:
     model, task = _REQUESTS[harness.removesuffix("-cold")]
     job = client.submit(EvaluateRequest(harness=harness, model=model, tasks=[task], limit=_DOCUMENTS, num_gpus=0))
     job = client.wait_for_job(job.job_id)
-    return (job.completed_at.ToNanoseconds() - job.created_at.ToNanoseconds()) / 1e9
+    return seconds_of(job.completed_at) - seconds_of(job.created_at)
 
 
 def _wait_until_warm(client: EvalClient, harness: str) -> None:

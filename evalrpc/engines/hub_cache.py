@@ -17,7 +17,6 @@ _REVISION: Final = re.compile(r"[A-Za-z0-9][\w.-]*")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS: Final = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth")
 _DEFAULT_REVISION: Final = "main"
-_MAX_COMMIT_BYTES: Final = 256
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:

@@ -71,13 +71,9 @@ def open_samples(
         yield SampleRows(_understood(job, path, read(file, offset)), offset, budget)
 
 
-def read_lines(file: BinaryIO, offset: int) -> SampleRows:
-    """Return the JSON objects of a file that has one per line, from an offset on. Other lines are skipped, and so is the rest
-    of a line if the offset lies within one."""
-    return SampleRows(_lines(file, offset), offset)
-
-
-def _lines(file: BinaryIO, offset: int) -> Iterator[SampleRow | int]:
+def read_lines(file: BinaryIO, offset: int) -> Iterator[SampleRow | int]:
+    """Yield the JSON objects of a file that has one per line, from an offset on, and, in between, how far it has got without
+    one. Other lines are skipped, and so is the rest of a line if the offset lies within one."""
     file.seek(max(0, offset - 1))
     is_whole = not offset or file.read(1) == b"\n"
     while line := file.readline(MAX_LINE_BYTES):
@@ -110,7 +106,7 @@ def _decode(line: bytes) -> object:
 def _reader(job: JobInfo, path: str, harnesses: Mapping[str, Harness]) -> _Read:
     """Return the reader of a file, by its name: only the name of a file with an object per line gives its task."""
     if samples_task(path) is not None:
-        return _lines
+        return read_lines
     harness = harnesses.get(job.request.harness)
     if harness is None or not isinstance(harness, SampleReader):
         problem = f"are in the format of the harness {job.request.harness}, which this server does not have (any more)"

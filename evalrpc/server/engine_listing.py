@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Protocol, cast
-
-from google.protobuf.message import Message
+from typing import Protocol
 
 from evalrpc.config import Settings
 from evalrpc.engines.holdings import EngineHolding
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
+from evalrpc.protobuf.copies import without
 from evalrpc.reading.page_bound import PageBound
 from evalrpc.secrets.masking import Mask
 from evalrpc.v1.engines_pb2 import Engine, EngineKind, ListEnginesResponse
@@ -61,7 +60,7 @@ def listing(
         EngineKind(name=name, endpoint=True, models=endpoint.models, unavailable_reason=problems.get(name, ""))
         for name, endpoint in sorted(settings.endpoints.items())
     ]
-    visible = engines if owner is None else [_without_model(each) for each in engines if each.owner in ("", owner)]
+    visible = engines if owner is None else [_as_shared(each) for each in engines if each.owner in ("", owner)]
     answer = ListEnginesResponse(kinds=kinds)
     answer.engines.extend(_that_fit(visible, MAX_PAGE_BYTES - answer.ByteSize()))
     return answer
@@ -73,22 +72,9 @@ def _that_fit(engines: Sequence[Engine], max_bytes: int) -> Iterable[Engine]:
     whole, bare = (PageBound(len(engines), max_bytes) for _ in range(2))
     if all(map(whole.takes, engines)):
         return engines
-    return takewhile(bare.takes, (_without(engine, "args") for engine in engines))
+    return takewhile(bare.takes, (without(engine, "served_model.args") for engine in engines))
 
 
-def _without_model(engine: Engine) -> Engine:
+def _as_shared(engine: Engine) -> Engine:
     """Return an engine without its model, unless it is one owner's."""
-    if engine.owner:
-        return engine
-    shown = _without(engine, "model", "args")
-    shown.ClearField("error")
-    return shown
-
-
-def _without(engine: Engine, *fields: str) -> Engine:
-    """Return an engine without some fields of its model."""
-    shown = Engine()
-    shown.CopyFrom(engine)
-    for field in fields:
-        cast(Message, shown.served_model).ClearField(field)
-    return shown
+    return engine if engine.owner else without(engine, "served_model.model", "served_model.args", "error")

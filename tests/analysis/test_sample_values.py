@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from evalrpc.analysis.sample_values import NO_VALUES, MetricKey, SampleValues, pair, read_samples
 from evalrpc.config import HarnessSettings
 from evalrpc.harnesses.inspect_ai.harness import InspectHarness
-from evalrpc.reading.sample_files import read_lines
+from evalrpc.reading.sample_files import SampleRows, read_lines
 from evalrpc.testing.recorded_runs import exit_of, log_of, request_of, rows_of
 
 ACC = MetricKey("acc", "none")
@@ -25,7 +25,7 @@ ACC = MetricKey("acc", "none")
 
 def read_file(path: Path, key: MetricKey = ACC) -> SampleValues:
     with path.open("rb") as file:
-        return read_samples((row.values for row in read_lines(file, 0)), [key]).values[key]
+        return read_samples((row.values for row in SampleRows(read_lines(file, 0))), [key]).values[key]
 
 
 def read(folder: Path, rows: list[Any], key: MetricKey = ACC) -> dict[int, float]:

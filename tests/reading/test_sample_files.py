@@ -91,7 +91,7 @@ def test_an_offset_past_the_end_is_a_bad_page_token(tmp_path: Path) -> None:
 
 
 def lines_from(data: bytes, offset: int = 0) -> SampleRows:
-    return read_lines(io.BytesIO(data), offset)
+    return SampleRows(read_lines(io.BytesIO(data), offset), offset)
 
 
 def test_the_position_is_past_what_was_read_also_past_lines_that_are_no_rows() -> None:

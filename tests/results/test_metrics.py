@@ -12,6 +12,7 @@ from harness_cases import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.results.layout import read_results
 from evalrpc.results.metrics import MAX_EXTRA_BYTES, MAX_TASK_EXTRA_BYTES, model_result, number
 from evalrpc.v1.results_pb2 import ModelResult, TaskResult
@@ -80,7 +81,7 @@ def test_a_task_of_a_real_run_has_all_that_was_written_of_it() -> None:
 )
 def test_a_real_run_says_with_what_and_how_long(case: str, versions: dict[str, str], seconds: float) -> None:
     assert dict(real(case).harness_versions) == versions
-    assert real(case).total_evaluation_time.ToNanoseconds() / 1e9 == pytest.approx(seconds)
+    assert seconds_of(real(case).total_evaluation_time) == pytest.approx(seconds)
 
 
 def test_the_same_task_has_the_same_hash_whatever_the_model_and_the_process() -> None:

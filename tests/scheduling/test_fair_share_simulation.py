@@ -11,6 +11,7 @@ from clocks import ManualClock
 from evalrpc.config import QuotaSettings
 from evalrpc.jobs import transitions
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.scheduling.placement import Placement, fits
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Change
@@ -51,7 +52,7 @@ class Cluster:
     def start_all(self) -> None:
         while (chosen := self._choose()) is not None:
             job = self.jobs[chosen.job.job_id]
-            waited_seconds = self.clock.seconds - job.created_at.ToNanoseconds() / 1e9
+            waited_seconds = self.clock.seconds - seconds_of(job.created_at)
             self.longest_wait_seconds[job.owner] = max(self.longest_wait_seconds[job.owner], waited_seconds)
             transitions.begin_attempt(job, chosen.devices, "/out", self.clock.now())
             self.queued[job.owner] -= 1
@@ -85,8 +86,7 @@ class Cluster:
         free, now = self.state.free(), self.clock.seconds
         waiting = [job for job in self.jobs.values() if job.status == pb.JOB_STATUS_QUEUED]
         has_reservation = any(
-            job.request.num_gpus > free.most_free and now - job.created_at.ToNanoseconds() / 1e9 >= RESERVATION_SECONDS
-            for job in waiting
+            job.request.num_gpus > free.most_free and now - seconds_of(job.created_at) >= RESERVATION_SECONDS for job in waiting
         )
         held = Counter[str]()
         for job in self.state.running_jobs():

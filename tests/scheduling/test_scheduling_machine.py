@@ -9,6 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from evalrpc.config import QuotaSettings
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.scheduling.placement import Preemption, fits
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Change, JournalEvent
@@ -93,7 +94,7 @@ class SchedulingMachine(RuleBasedStateMachine):
             job = self.changed(victim.job_id)
             assert job.preemptible
             last = transitions.last_preempted_at(job)
-            assert last is None or self.clock.seconds - last.ToNanoseconds() / 1e9 >= PREEMPTION_SECONDS
+            assert last is None or self.clock.seconds - seconds_of(last) >= PREEMPTION_SECONDS
             transitions.request_preemption(job)
             self.commit(job)
 
@@ -173,10 +174,10 @@ class SchedulingMachine(RuleBasedStateMachine):
             assert self.state.described(self.jobs[job_id]).position_in_queue == place
 
     def ready(self, job: pb.JobInfo, now: float) -> bool:
-        return job.retry_at.ToNanoseconds() / 1e9 <= now
+        return seconds_of(job.retry_at) <= now
 
     def created(self, job: pb.JobInfo) -> float:
-        return job.created_at.ToNanoseconds() / 1e9
+        return seconds_of(job.created_at)
 
     @invariant()
     def no_gpu_is_held_twice(self) -> None:

@@ -11,6 +11,7 @@ from serving import COMPLETED, Api, Launch, ServerHere, Site
 from waiting import eventually
 
 from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.v1.engines_pb2 import ENGINE_STATE_STOPPING as STOPPING
 from evalrpc.v1.engines_pb2 import Engine
 
@@ -57,7 +58,7 @@ def test_both_processes_count_for_the_job_that_wants_them(api: Api, models: Mode
     assert [engine.job_count for engine in answering(api)] == [1, 1]
     hold.unlink()
     seconds = completed(api, job_id).attempts[-1]
-    elapsed = (seconds.completed_at.ToNanoseconds() - seconds.started_at.ToNanoseconds()) / 1e9
+    elapsed = seconds_of(seconds.completed_at) - seconds_of(seconds.started_at)
     assert 0 < seconds.engine_gpu_seconds <= 2 * elapsed
     assert [engine.job_count for engine in answering(api)] == [0, 0]
 

@@ -13,7 +13,7 @@ from waiting import eventually
 
 from evalrpc.client import EvalClient
 from evalrpc.files.opening import list_files
-from evalrpc.reading.sample_files import read_lines
+from evalrpc.reading.sample_files import SampleRows, read_lines
 from evalrpc.reading.sample_pages import read_page
 
 
@@ -260,7 +260,7 @@ def test_any_jsonl_file_can_be_paged_whatever_is_in_it(tmp_path: Path) -> None:
     keys = []
     while offset is not None:
         with (tmp_path / "s.jsonl").open("rb") as file:
-            page = read_page(read_lines(file, offset), 1)
+            page = read_page(SampleRows(read_lines(file, offset), offset), 1)
         keys += [min(row.fields) for row in page.rows]
         offset = page.next_offset
     assert keys == ["big", "half", "long", "cr", "last"]

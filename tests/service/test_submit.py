@@ -28,11 +28,12 @@ from serving import (
 )
 from waiting import eventually
 
+from evalrpc.protobuf.times import seconds_of
 from evalrpc.v1 import jobs_pb2 as pb
 
 
 def seconds(job: pb.JobInfo, field: str) -> float:
-    return getattr(job, field).ToNanoseconds() / 1e9
+    return seconds_of(getattr(job, field))
 
 
 def test_a_job_runs_and_its_results_come_back(api: Api, site: Site) -> None:
