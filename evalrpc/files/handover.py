@@ -9,13 +9,14 @@ import errno
 import os
 import stat
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_folder
 from evalrpc.files.private import PASSABLE
-from evalrpc.files.tree_walk import FOLDER, Place
+from evalrpc.files.tree_walk import Place, folders_below, said
 from evalrpc.files.trees import Remains
 
 _ENTRY: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -67,31 +68,9 @@ class _TakingBack:
         """Take back a folder, whose descriptor it owns, with all in it. Return what could not be. Raises OSError."""
         with closing(Place(top)) as place:
             self._take(".", place.descriptor)
-            pending = [self._take_entries(place.descriptor)]
-            while pending:
-                if pending[-1]:
-                    self._enter(place, pending[-1].pop(), pending)
-                    continue
-                pending.pop()
-                if pending and not self._leave(place):
-                    break
+            for folder, inner in folders_below(place, self._note, partial(self._note, "..")):
+                inner += self._take_entries(folder)
         return Remains(self._count, self._problem) if self._count else None
-
-    def _enter(self, place: Place, name: str, pending: list[list[str]]) -> None:
-        try:
-            place.enter(os.open(name, FOLDER, dir_fd=place.descriptor))
-            pending.append(self._take_entries(place.descriptor))
-        except OSError as error:
-            self._note(name, error)
-
-    def _leave(self, place: Place) -> bool:
-        """Go back. Return False, with the problem noted, if that is impossible."""
-        try:
-            place.leave()
-        except OSError as error:
-            self._note("..", error)
-            return False
-        return True
 
     def _take_entries(self, folder: int) -> list[str]:
         """Take back each entry of a folder. Return the names of those that are folders."""
@@ -130,4 +109,4 @@ class _TakingBack:
     def _note(self, name: str, error: OSError) -> None:
         require_no_shortage(error)
         self._count += 1
-        self._problem = self._problem or f"{ascii(name)[1:-1]}: {error.strerror or error}"
+        self._problem = self._problem or said(name, error)

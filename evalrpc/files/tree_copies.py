@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from evalrpc.files.errnos import require_no_shortage
-from evalrpc.files.tree_walk import FOLDER, Place
+from evalrpc.files.tree_walk import FOLDER, Place, said, walk
 
 _SOURCE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _TARGET: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,7 +32,7 @@ def copy_tree(source: Path, target: Path, *, link: bool) -> list[str]:
         return []
     except OSError as error:
         require_no_shortage(error)
-        return [_said(source.name, error)]
+        return [said(source.name, error)]
     with closing(Place(opened)) as source_place:
         target.mkdir(mode=0o700)
         with closing(Place(os.open(target, FOLDER))) as target_place:
@@ -52,20 +52,8 @@ class _Copy:
 
     def run(self) -> None:
         """Copy everything. Raises OSError."""
-        pending = [self._copy_files()]  # the folders that are left in each one that the walk is in
-        while pending:
-            if pending[-1]:
-                if self._enter(pending[-1].pop()):
-                    pending.append(self._copy_files())
-            else:
-                pending.pop()
-                if pending:
-                    self._target.leave()
-                    try:
-                        self._source.leave()
-                    except OSError as error:  # there is no way back
-                        self._note("..", error)
-                        return
+        for inner in walk(self._enter, self._leave):
+            inner += self._copy_files()
 
     def _enter(self, name: str) -> bool:
         """Go into a folder, and into its new copy. Return False if it can't be read."""
@@ -77,6 +65,16 @@ class _Copy:
         mode = stat.S_IMODE(os.fstat(self._source.descriptor).st_mode) | stat.S_IRWXU
         os.mkdir(name, mode, dir_fd=self._target.descriptor)
         self._target.enter(os.open(name, FOLDER, dir_fd=self._target.descriptor))
+        return True
+
+    def _leave(self, _name: str) -> bool:
+        """Go back in both. Return False if there is no way back from what is copied."""
+        self._target.leave()
+        try:
+            self._source.leave()
+        except OSError as error:
+            self._note("..", error)
+            return False
         return True
 
     def _copy_files(self) -> list[str]:
@@ -136,7 +134,7 @@ class _Copy:
     def _note(self, name: str, error: OSError) -> None:
         require_no_shortage(error)
         if not isinstance(error, FileNotFoundError):
-            self.problems.append(_said(name, error))
+            self.problems.append(said(name, error))
 
 
 class _UnreadableError(Exception):
@@ -179,7 +177,3 @@ def _next_data(descriptor: int, offset: int) -> int | None:
         if error.errno != errno.ENXIO:
             raise
         return None
-
-
-def _said(name: str, error: OSError) -> str:
-    return f"{ascii(name)[1:-1]}: {error.strerror or error}"

@@ -7,7 +7,7 @@ still needs.
 
 import errno
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NoReturn
@@ -68,49 +68,75 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def folders_from(top: Path, if_lost: Callable[[OSError], object] = _raise) -> Generator[tuple[int, list[str]]]:
-    """Yield a folder, and those below it, as open descriptors, each with an empty list, to which the caller adds the names of
-    those in it that are to follow. What can't be entered is left out.
-
-    Where there is no way back, `if_lost` is called with the error, and the walk ends if that returns. Raises OSError for a
-    shortage.
-    """
+    """Yield a folder, and those below it, as `folders_below` does. What can't be entered is left out. Raises OSError for a
+    shortage."""
     try:
         place = Place(os.open(top, FOLDER))
     except OSError as error:
         require_no_shortage(error)
         return
     with closing(place):
-        pending: list[list[str]] = [[]]  # the folders that are left in each one that the walk is in
-        yield place.descriptor, pending[-1]
-        while True:
-            if pending[-1]:
-                if _enter(place, pending[-1].pop()):
-                    pending.append([])
-                    yield place.descriptor, pending[-1]
-                continue
+        yield from folders_below(place, lambda _, error: require_no_shortage(error), if_lost)
+
+
+def folders_below(
+    place: Place, if_closed: Callable[[str, OSError], object], if_lost: Callable[[OSError], object]
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the folder of a place, and those below it, as open descriptors, each with an empty list, to which the caller adds
+    the names of those in it that are to follow.
+
+    Where one can't be entered, `if_closed` is called with its name and the error, and the walk goes on if that returns. Where
+    there is no way back, `if_lost` is called with the error, and the walk ends if that returns.
+    """
+
+    def enter(name: str) -> bool:
+        try:
+            place.enter(os.open(name, FOLDER, dir_fd=place.descriptor))
+        except OSError as error:
+            if_closed(name, error)
+            return False
+        return True
+
+    def leave(_name: str) -> bool:
+        try:
+            place.leave()
+        except OSError as error:
+            if_lost(error)
+            return False
+        return True
+
+    for inner in walk(enter, leave):
+        yield place.descriptor, inner
+
+
+def walk(enter: Callable[[str], bool], leave: Callable[[str], bool]) -> Iterator[list[str]]:
+    """Yield an empty list for the folder that the caller is in, and for each below it once `enter` has gone into it. To each,
+    the caller adds the names of the folders in it that are to follow.
+
+    `enter` returns whether it could. `leave` goes back from the folder of this name; the walk ends if it returns False.
+    """
+    names: list[str] = []
+    pending: list[list[str]] = [[]]  # the folders that are left in each one that the walk is in
+    yield pending[-1]
+    while True:
+        if not pending[-1]:
             pending.pop()
-            if not pending:
+            if not (names and leave(names.pop())):
                 return
-            try:
-                place.leave()
-            except OSError as error:
-                if_lost(error)
-                return
-
-
-def _enter(place: Place, name: str) -> bool:
-    """Go into a folder. Return whether that is possible. Raises OSError for a shortage."""
-    try:
-        place.enter(os.open(name, FOLDER, dir_fd=place.descriptor))
-    except OSError as error:
-        require_no_shortage(error)
-        return False
-    return True
+        elif enter(name := pending[-1].pop()):
+            names.append(name)
+            pending.append([])
+            yield pending[-1]
 
 
 def identity(status: os.stat_result) -> tuple[int, int]:
     """Return what tells a file or folder from all others."""
     return status.st_dev, status.st_ino
+
+
+def said(name: str, error: OSError) -> str:
+    """Return what is wrong with an entry of a folder, whatever its name."""
+    return f"{ascii(name)[1:-1]}: {error.strerror or error}"
 
 
 def _mount_of(descriptor: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.files.errnos import require_no_shortage
-from evalrpc.files.tree_walk import ANY_FOLDER, FOLDER, Place, folders_from, identity
+from evalrpc.files.tree_walk import ANY_FOLDER, FOLDER, Place, folders_from, identity, said, walk
 
 BLOCK_BYTES: Final = 512
 """The unit of `st_blocks`, whatever the file system."""
@@ -62,7 +62,7 @@ def remove_tree(path: Path, should_stop: Callable[[], bool] = lambda: False) -> 
     except FileNotFoundError:
         return None
     except OSError as error:
-        return Remains(1, _said(path.parent.name, error))
+        return Remains(1, said(path.parent.name, error))
     return _Removal(parent, should_stop).remove(path.name)
 
 
@@ -98,30 +98,13 @@ class _Removal:
         """Remove it. Return what is left."""
         with closing(self._place):
             try:
-                self._remove_all(name)
-            except OSError as error:  # there is no way back, so the walk ends here
+                folders = walk(self._enter, self._leave)
+                next(folders).extend([name] if self._is_folder(name) else [])
+                for inner in folders:
+                    inner += self._remove_files()
+            except OSError as error:  # of `_leave`
                 self._note(name, error)
         return Remains(self._count, self._problem) if self._count else None
-
-    def _remove_all(self, top: str) -> None:
-        names, pending = (
-            [top],
-            [[top] if self._is_folder(top) else []],
-        )  # the folders that the walk is in, and those that are left in each
-        while pending:
-            if self._should_stop():
-                self._note(top, OSError(errno.EINTR, "the removal was broken off"))
-                return
-            if pending[-1]:
-                name = pending[-1].pop()
-                if self._enter(name):
-                    names.append(name)
-                    pending.append(self._remove_files())
-            else:
-                pending.pop()
-                if pending:
-                    self._place.leave()
-                    self._remove_emptied(names.pop())
 
     def _enter(self, name: str) -> bool:
         """Go into a folder. Return False, with the problem noted, if that is impossible."""
@@ -136,6 +119,14 @@ class _Removal:
         except OSError as error:
             self._note(name, error)
             return False
+        return True
+
+    def _leave(self, name: str) -> bool:
+        """Go back from an emptied folder, and remove it. Raises OSError if there is no way back, or if it is to stop."""
+        if self._should_stop():
+            raise OSError(errno.EINTR, "the removal was broken off")
+        self._place.leave()
+        self._remove_emptied(name)
         return True
 
     def _remove_files(self) -> list[str]:
@@ -176,7 +167,7 @@ class _Removal:
 
     def _note(self, name: str, error: OSError) -> None:
         self._count += 1
-        self._problem = self._problem or _said(name, error)
+        self._problem = self._problem or said(name, error)
 
 
 def _make_accessible(folder: int) -> None:
@@ -184,7 +175,3 @@ def _make_accessible(folder: int) -> None:
     status = os.fstat(folder)
     if status.st_mode & _OWNER != _OWNER and status.st_uid == os.geteuid():
         os.chmod(f"/proc/self/fd/{folder}", stat.S_IMODE(status.st_mode) | _OWNER)  # noqa: PTH101 - this very folder
-
-
-def _said(name: str, error: OSError) -> str:
-    return f"{ascii(name)[1:-1]}: {error.strerror or error}"
