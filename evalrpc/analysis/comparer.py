@@ -149,6 +149,8 @@ def _needed_of(job: JobInfo) -> JobInfo:
     needed = without(job, "request")
     needed.request.harness = job.request.harness
     needed.request.task_args.CopyFrom(job.request.task_args)
-    if job.request.HasField("limit"):
-        needed.request.limit = job.request.limit
+    needed.request.gen_kwargs.CopyFrom(job.request.gen_kwargs)
+    for name in ("limit", "num_fewshot"):
+        if job.request.HasField(name):
+            setattr(needed.request, name, getattr(job.request, name))
     return needed

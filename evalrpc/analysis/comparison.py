@@ -172,6 +172,7 @@ class _MetricTest:
     def run(self) -> None:
         """Test the samples that both jobs have, or else the values by their standard errors."""
         metric = self._metric
+        self._count_samples()
         if other := self._documents.other_document_count:
             of = other + self._documents.count
             metric.definition_differences.append(f"another document under {other} of {of} ids")
@@ -184,6 +185,14 @@ class _MetricTest:
         if found is not None:
             metric.difference, metric.interval_lower, metric.interval_upper, metric.p_value = found[:4]
             metric.detectable_difference = found.detectable
+
+    def _count_samples(self) -> None:
+        """Say of how many samples the values are, where the harness does not and they are the means of samples."""
+        metric = self._metric
+        if not metric.HasField("baseline_sample_count") and self._ours.mean_is(metric.baseline_value):
+            metric.baseline_sample_count = len(self._ours.ids)
+        if not metric.HasField("candidate_sample_count") and self._theirs.mean_is(metric.candidate_value):
+            metric.candidate_sample_count = len(self._theirs.ids)
 
     def _paired(self) -> Difference | None:
         """Test the pairs, or note why not."""

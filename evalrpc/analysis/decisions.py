@@ -247,9 +247,10 @@ def _against_threshold(finding: SuiteFinding, lack: str, alpha: float) -> Iterat
         yield ASSESSMENT_UNDECIDED, "nobody says which direction is better: set higher_is_better in the suite"
         return
     sign, bound = (1, "at least") if metric.higher_is_better else (-1, "at most")
+    least = sign * threshold - verdicts.rounding(threshold)
     value = f"{metric.candidate_value:.4f} against {bound} {threshold:.15g}"
     if lack and _is_bare(finding):
-        reaches = sign * metric.candidate_value >= sign * threshold
+        reaches = sign * metric.candidate_value >= least
         taken = f"{value}, {_AS_IT_IS}"
         yield (ASSESSMENT_PASSED, taken) if reaches else (ASSESSMENT_FAILED, f"misses its threshold: {taken}")
         return
@@ -257,9 +258,9 @@ def _against_threshold(finding: SuiteFinding, lack: str, alpha: float) -> Iterat
         yield ASSESSMENT_UNDECIDED, f"{value} can't be tested: {lack}"
         return
     worst, best = sorted((sign * finding.value_lower, sign * finding.value_upper))
-    if worst >= sign * threshold:
+    if worst >= least:
         yield ASSESSMENT_PASSED, value
-    elif best < sign * threshold and finding.threshold_adjusted_p_value < alpha:
+    elif best < least and finding.threshold_adjusted_p_value < alpha:
         yield ASSESSMENT_FAILED, f"misses its threshold: {value}"
     else:
         yield ASSESSMENT_UNDECIDED, f"may miss its threshold, or reach it: {value}"

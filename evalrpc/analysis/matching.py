@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final
 
-from google.protobuf.struct_pb2 import Struct
-
 from evalrpc.errors import FieldViolation, InvalidRequestError, MetricNotFoundError, NoResultsError
 from evalrpc.files.read_budget import ReadBudget
 from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking, selector_text, selector_words
@@ -15,7 +13,7 @@ from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.protobuf.wire_format import field_size
 from evalrpc.reading.job_results import JobResults, metric_key
 from evalrpc.v1.comparison_pb2 import MetricComparison
-from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo, JobStatus
 from evalrpc.v1.results_pb2 import Metric, MetricSelector, ModelResult, TaskResult
 
 MAX_NAMED: Final = 5
@@ -74,7 +72,7 @@ class Matching:
     def _note(self, metric: MetricComparison) -> None:
         if self._unknown:
             self._unknown -= parts_taking(metric)
-            self._known.add(f"{metric.task}/{metric.metric}")
+            self._known.add(selector_text(metric))
             if len(self._known) > MAX_NAMED + 1:
                 self._known.remove(max(self._known))
 
@@ -101,10 +99,11 @@ def line_up(baseline: JobInfo, candidate: JobInfo, results: JobResults, budget: 
     theirs = ((models.key(each.model), metric_key(each.metric), 1, each.metric) for each in results.metrics(candidate, budget))
     merged = heapq.merge(ours, theirs, key=lambda each: each[:3])
     our_heads, their_heads = results.heads(baseline), results.heads(candidate)
-    other_arguments = list(_argument_differences(baseline.request.task_args, candidate.request.task_args))
+    other_arguments = list(_argument_differences(baseline.request, candidate.request))
+    other_shots = _setting_difference("num_fewshot", baseline.request, candidate.request)
     for model, of_model in groupby(merged, key=lambda each: each[0]):
         our_model, their_model = models.names(model)
-        differences = _definition_differences(our_heads.get(our_model), their_heads.get(their_model))
+        differences = _definition_differences(our_heads.get(our_model), their_heads.get(their_model), other_shots)
         for key, same in groupby(of_model, key=lambda each: each[1]):
             sides = {side: metric for _, _, side, metric in same}
             lined_up = _lined_up(key, sides.get(0), sides.get(1))
@@ -157,12 +156,15 @@ def _facts(side: str, metric: Metric | None) -> dict[str, Any]:
     }
 
 
-def _definition_differences(ours: ModelResult | None, theirs: ModelResult | None) -> dict[str, list[str]]:
-    """Return by task in what its definition differs between the two results, as far as both say."""
+def _definition_differences(ours: ModelResult | None, theirs: ModelResult | None, other_shots: str) -> dict[str, list[str]]:
+    """Return by task in what its definition differs between the two results, as far as both say. `other_shots`: how the numbers
+    of examples differ that were asked for."""
     if ours is None or theirs is None:
         return {}
     defined = {task.task: task for task in ours.tasks}
-    found = {task.task: list(_differences(defined[task.task], task)) for task in theirs.tasks if task.task in defined}
+    found = {
+        task.task: list(_differences(defined[task.task], task, other_shots)) for task in theirs.tasks if task.task in defined
+    }
     _add_to_groups(found, [*ours.tasks, *theirs.tasks])
     return found
 
@@ -183,11 +185,14 @@ def _add_to_groups(found: dict[str, list[str]], tasks: Iterable[TaskResult]) -> 
             pending.append((group, difference))
 
 
-def _differences(ours: TaskResult, theirs: TaskResult) -> Iterator[str]:
+def _differences(ours: TaskResult, theirs: TaskResult, other_shots: str) -> Iterator[str]:
     if ours.version and theirs.version and _number_of(ours.version) != _number_of(theirs.version):
         yield f"version {ours.version} and {theirs.version}"
-    if ours.HasField("num_fewshot") and theirs.HasField("num_fewshot") and ours.num_fewshot != theirs.num_fewshot:
-        yield f"num_fewshot {ours.num_fewshot} and {theirs.num_fewshot}"
+    if ours.HasField("num_fewshot") and theirs.HasField("num_fewshot"):
+        if ours.num_fewshot != theirs.num_fewshot:
+            yield f"num_fewshot {ours.num_fewshot} and {theirs.num_fewshot}"
+    elif other_shots and not ours.is_group:
+        yield f"{other_shots} asked for"
     sizes = ours.original_sample_count, theirs.original_sample_count
     if all(sizes) and sizes[0] != sizes[1]:
         yield f"{sizes[0]} and {sizes[1]} documents in the dataset"
@@ -199,18 +204,26 @@ def _differences(ours: TaskResult, theirs: TaskResult) -> Iterator[str]:
 
 def limit_difference(metric: MetricComparison, baseline: JobInfo, candidate: JobInfo) -> str:
     """Say by which limits two jobs evaluated other documents of a task; empty if nothing says that they did."""
-    limits = [f"{job.request.limit:.15g}" if job.request.HasField("limit") else "none" for job in (baseline, candidate)]
     counts = metric.baseline_sample_count, metric.candidate_sample_count
     are_as_many = metric.HasField("baseline_sample_count") and metric.HasField("candidate_sample_count") and len({*counts}) == 1
-    return "" if limits[0] == limits[1] or are_as_many else f"limit {limits[0]} and {limits[1]}"
+    return "" if are_as_many else _setting_difference("limit", baseline.request, candidate.request)
 
 
-def _argument_differences(ours: Struct, theirs: Struct) -> Iterator[str]:
-    """Yield which arguments of the tasks differ, if any do: the first by name, since there may be very many."""
-    names = sorted(name for name in {*ours.fields, *theirs.fields} if ours.fields.get(name) != theirs.fields.get(name))
-    if names:
-        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-        yield f"other task_args: {', '.join(name[:_MAX_NAME] for name in names[:MAX_NAMED])}{more}"
+def _setting_difference(name: str, ours: EvaluateRequest, theirs: EvaluateRequest) -> str:
+    """Say how a number differs that two requests may set; empty if it does not."""
+    numbers = [f"{getattr(request, name):.15g}" if request.HasField(name) else "none" for request in (ours, theirs)]
+    return "" if numbers[0] == numbers[1] else f"{name} {numbers[0]} and {numbers[1]}"
+
+
+def _argument_differences(ours: EvaluateRequest, theirs: EvaluateRequest) -> Iterator[str]:
+    """Yield which arguments of the tasks, and of how answers are generated, differ between two requests, if any do: the first
+    by name, since there may be very many."""
+    for field in ("task_args", "gen_kwargs"):
+        our_fields, their_fields = getattr(ours, field).fields, getattr(theirs, field).fields
+        names = sorted(name for name in {*our_fields, *their_fields} if our_fields.get(name) != their_fields.get(name))
+        if names:
+            more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+            yield f"other {field}: {', '.join(name[:_MAX_NAME] for name in names[:MAX_NAMED])}{more}"
 
 
 def _number_of(version: str) -> str:

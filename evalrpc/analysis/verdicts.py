@@ -3,6 +3,7 @@
 The rule is in the schema, at `Verdict`.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
@@ -25,6 +26,7 @@ from evalrpc.v1.comparison_pb2 import (
 
 DEFAULT_MAX_BAD_ANSWER_RATIO: Final = 0.02
 
+_ROUNDING: Final = 8 * sys.float_info.epsilon
 _COUNTS: Final = ("baseline_sample_count", "candidate_sample_count")
 _OF_SAMPLES: Final = (*_COUNTS, "baseline_standard_error", "candidate_standard_error", "cluster_count")
 
@@ -70,7 +72,13 @@ def has_no_noise(metric: MetricComparison) -> bool:
 
 def is_within_tolerance(metric: MetricComparison) -> bool:
     """Return whether the interval of a difference that was tested leaves no room for one that matters."""
-    return -metric.tolerance <= metric.interval_lower and metric.interval_upper <= metric.tolerance
+    reach = _reach(metric)
+    return -reach <= metric.interval_lower and metric.interval_upper <= reach
+
+
+def rounding(*values: float) -> float:
+    """Return how far apart numbers of this size may be that are equal but for the rounding of floating-point arithmetic."""
+    return _ROUNDING * max(map(abs, values))
 
 
 def is_equal_throughout(metric: MetricComparison) -> bool:
@@ -113,9 +121,14 @@ def _adjust(tested: Sequence[MetricComparison]) -> None:
         metric.adjusted_p_value = p_value
 
 
+def _reach(metric: MetricComparison) -> float:
+    """Return the largest difference that counts as none: 0.51 - 0.5 is a little more than a tolerance of 0.01."""
+    return metric.tolerance + rounding(metric.baseline_value, metric.candidate_value)
+
+
 def _is_same(metric: MetricComparison) -> bool:
     if metric.method == TEST_METHOD_NONE:
-        return has_no_noise(metric) and abs(metric.difference) <= metric.tolerance
+        return has_no_noise(metric) and abs(metric.difference) <= _reach(metric)
     return is_equal_throughout(metric) or is_within_tolerance(metric)
 
 
@@ -131,4 +144,4 @@ def _is_not_worse(metric: MetricComparison) -> bool:
     if metric.method == TEST_METHOD_NONE or not metric.tolerance:
         return False
     worst = metric.interval_lower if metric.higher_is_better else -metric.interval_upper
-    return worst >= -metric.tolerance
+    return worst >= -_reach(metric)

@@ -39,8 +39,8 @@ def parse_metric(text: str) -> MetricSelector:
     return MetricSelector(task=task, metric=metric, filter=answer_filter)
 
 
-def selector_text(selector: MetricSelector) -> str:
-    """Write a selector as `parse_metric` reads it."""
+def selector_text(selector: MetricSelector | MetricComparison) -> str:
+    """Write a selector, or the one that takes only this metric, as `parse_metric` reads it."""
     task = f"{selector.task}/" if selector.task else ""
     return f"{task}{selector.metric}" + (f",{selector.filter}" if selector.filter else "")
 

@@ -177,8 +177,8 @@ class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     1. VOID: more than `max_bad_answer_ratio` of the answers to the task are truncated, empty or failed in either job.
     2. INCONCLUSIVE: either value is missing or not finite.
     3. SAME: the whole interval lies from -`tolerance` to +`tolerance` (an equivalence test), or all samples are paired and each
-       pair is equal. With the method NONE, the values themselves differ by no more than `tolerance`, and no harness gives a
-       standard error or a number of samples for either: then they are taken as they are, since they may have no noise.
+       pair is equal. With the method NONE, the values themselves differ by no more than `tolerance`, and neither has a
+       standard error or a number of samples: then they are taken as they are, since they may have no noise.
     4. BETTER or WORSE: the direction is known, the interval lies entirely on that side of zero, and the p-value (adjusted, if
        requested) is below `alpha`. It means that there is a difference, not that it exceeds `tolerance`: see the interval.
     5. NOT_WORSE: the direction is known, `tolerance` is above zero, and the whole interval lies on the better side of a loss of
@@ -496,13 +496,15 @@ class MetricComparison(_message.Message):
     baseline_standard_error: _builtins.float
     """Its standard error. Absent if the harness gives none."""
     baseline_sample_count: _builtins.int
-    """The number of samples it is computed from. Absent if the harness does not say."""
+    """The number of samples it is computed from: as the harness says, or else of the samples that it is the mean of. Absent if
+    neither is known.
+    """
     candidate_value: _builtins.float
     """The candidate's value. Absent: it has no such metric. May be NaN or infinite."""
     candidate_standard_error: _builtins.float
     """Its standard error. Absent if the harness gives none."""
     candidate_sample_count: _builtins.int
-    """The number of samples it is computed from. Absent if the harness does not say."""
+    """The number of samples it is computed from, likewise."""
     higher_is_better: _builtins.bool
     """The direction that the verdict assumes. Absent: unknown."""
     tolerance: _builtins.float
@@ -565,10 +567,10 @@ class MetricComparison(_message.Message):
     """Which part is larger, and so what more of would help. UNSPECIFIED without repeats."""
     @_builtins.property
     def definition_differences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """In what the two jobs answered different questions, for humans: the task's version, the number of examples shown, the task's
-        configuration, its documents, the names of `task_args` that differ; without a paired test, which takes only documents of
-        both, the `limit`; for a group, what differs in it, such as `mmlu_law: num_fewshot 5 and 0`. Empty if nothing is known to
-        differ.
+        """In what the two jobs answered different questions, for humans: the task's version, the number of examples shown, or asked
+        for where a harness does not say how many were shown, the task's configuration, its documents, the names of `task_args` and
+        `gen_kwargs` that differ; without a paired test, which takes only documents of both, the `limit`; for a group, what differs
+        in it, such as `mmlu_law: num_fewshot 5 and 0`. Empty if nothing is known to differ.
         """
 
     @_builtins.property

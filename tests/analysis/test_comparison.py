@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,14 @@ from evalrpc.analysis.comparison import compare
 from evalrpc.errors import DefinitionsDifferError, MetricNotFoundError
 from evalrpc.files.read_budget import UNLIMITED, ReadBudget
 from evalrpc.results.layout import read_results, samples_by_task
-from evalrpc.v1.comparison_pb2 import TEST_METHOD_UNPAIRED_Z, CompareJobsRequest, CompareJobsResponse, MetricThreshold
+from evalrpc.testing.recorded_runs import request_of
+from evalrpc.v1.comparison_pb2 import (
+    TEST_METHOD_UNPAIRED_Z,
+    VERDICT_INCONCLUSIVE,
+    CompareJobsRequest,
+    CompareJobsResponse,
+    MetricThreshold,
+)
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobInfo
 from evalrpc.v1.results_pb2 import MetricSelector
 
@@ -108,6 +116,41 @@ def test_other_arguments_of_the_tasks_are_named(tmp_path: Path) -> None:
     assert list(metric.definition_differences) == ["other task_args: epochs, system_instruction, x0, x1, x2 and 2 more"]
     with pytest.raises(DefinitionsDifferError, match="other task_args: epochs"):
         compared(CompareJobsRequest(strict=True), jobs)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ({"num_fewshot": 0}, {"num_fewshot": 5}, "num_fewshot 0 and 5 asked for"),
+        ({}, {"num_fewshot": 5}, "num_fewshot none and 5 asked for"),
+        ({"gen_kwargs": {"temperature": 0}}, {"gen_kwargs": {"temperature": 1}}, "other gen_kwargs: temperature"),
+        ({}, {"gen_kwargs": {"until": ["Q:"], "max_gen_toks": 8}}, "other gen_kwargs: max_gen_toks, until"),
+    ],
+)
+def test_what_two_jobs_asked_for_differently_is_named_where_no_harness_says_what_it_did(
+    tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], expected: str
+) -> None:
+    jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x") for name in "ab"]
+    for job, asked in zip(jobs, (ours, theirs), strict=True):
+        job.request.MergeFrom(request_of(**asked))
+        job.results["m"].tasks[0].ClearField("num_fewshot")
+    ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(), jobs).candidates)
+    assert list(metric.definition_differences) == [expected]
+
+
+def test_how_many_examples_were_shown_counts_and_not_how_many_were_asked_for(tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x") for name in "ab"]
+    jobs[1].request.num_fewshot = 2
+    ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(strict=True), jobs).candidates)
+    assert not metric.definition_differences
+
+
+def test_equal_values_are_not_the_same_if_only_one_job_has_the_samples_that_they_are_means_of(tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x", acc=0.5) for name in "ab"]
+    del jobs[1].results["m"].samples[:]
+    ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(tolerance=0.1), jobs).candidates)
+    assert (metric.verdict, metric.baseline_sample_count) == (VERDICT_INCONCLUSIVE, 20)
+    assert not metric.HasField("candidate_sample_count")
 
 
 def test_other_documents_are_named_whatever_the_samples_say_of_the_metric(tmp_path: Path) -> None:

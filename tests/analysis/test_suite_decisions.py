@@ -202,6 +202,8 @@ WITH_ERROR = {"candidate_standard_error": 0.01, "candidate_sample_count": 400}
         (of_samples(0.5, [0.4, 0.6] * 4, threshold=0.1), UNDECIDED, "can't be tested: it is of 8 samples only"),
         (of_samples(0.5, [0.4, 0.6] * 40, threshold=0.4), PASSED, "0.5000 against at least 0.4"),
         (of_samples(0.9, [0.4, 0.6] * 40, threshold=0.4), PASSED, "taken as it is"),
+        (of(alone(0.3), threshold=0.1 + 0.2), PASSED, "0.3000 against at least 0.3, taken as it is"),
+        (of(alone(0.1 + 0.2), threshold=0.3, higher_is_better=False), PASSED, "0.3000 against at most 0.3, taken as it is"),
         (of(alone(candidate_answers=BAD), threshold=0.6), NO_NUMBERS, "VOID"),
         (of(alone(math.nan), threshold=0.6), NO_NUMBERS, "its value is nan"),
         # Against both: the graver counts, with its own reason.

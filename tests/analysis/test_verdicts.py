@@ -99,6 +99,11 @@ def metric(lower: float | None, upper: float | None, **fields: Any) -> MetricCom
         (metric(None, None, difference=0.0), SAME),
         (metric(None, None, difference=0.5), INCONCLUSIVE),
         (metric(None, None, difference=-0.01, tolerance=0.01), SAME),
+        # Numbers that are equal but for rounding.
+        (metric(None, None, baseline_value=0.3, candidate_value=0.1 + 0.2, difference=0.1 + 0.2 - 0.3), SAME),
+        (metric(None, None, baseline_value=0.5, candidate_value=0.51, difference=0.51 - 0.5, tolerance=0.01), SAME),
+        (metric(0.5 - 0.51, 0.03, baseline_value=0.5, candidate_value=0.51, tolerance=0.01), NOT_WORSE),
+        (metric(None, None, baseline_value=0.5, candidate_value=0.51001, difference=0.01001, tolerance=0.01), INCONCLUSIVE),
         # Nothing to test with, though there is noise.
         (metric(None, None, difference=0.0, baseline_sample_count=400), INCONCLUSIVE),
         (metric(None, None, difference=0.0, candidate_standard_error=0.0), INCONCLUSIVE),
