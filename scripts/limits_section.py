@@ -13,7 +13,7 @@ from evalrpc.reading import artifacts, document_media, metrics, sample_files, sa
 from evalrpc.results import layout
 from evalrpc.results import metrics as extras
 from evalrpc.scheduling import limited_process
-from evalrpc.server import handlers, limits, reflection, secret_use, served_use, service, threads, unread
+from evalrpc.server import handlers, limits, queue_listing, reflection, secret_use, served_use, service, threads, unread
 from evalrpc.server.transports import grpc_options
 from evalrpc.server.transports.http import application, codec, connection, request
 from evalrpc.server.validation import arguments, comparisons, evaluations, fields, jobs
@@ -181,9 +181,11 @@ def answers() -> Iterator[tuple[str, str, str]]:
     )
     yield ("a JobInfo", size(size_limits.MAX_JOB_BYTES), "fewer metrics, tasks and warnings")
     yield ("paths of files in a JobInfo", size(size_limits.MAX_PATHS_BYTES), "fewer paths; ListArtifacts has all")
+    waiting, running = queue_listing.MAX_QUEUED_IDS, queue_listing.MAX_RUNNING_IDS
+    owners = queue_listing.MAX_OWNERS
     yield (
         "jobs and owners in GetQueue",
-        f"{service.MAX_QUEUED_IDS:,} that wait, {service.MAX_RUNNING_IDS:,} that run, {service.MAX_OWNERS:,} owners",
+        f"{waiting:,} that wait, {running:,} that run, {owners:,} owners",
         "the first ones; all are counted",
     )
     yield ("suite runs that a page is chosen from", f"{service.MAX_RUNS_LOOKED_AT:,}", "a shorter page, and a token")

@@ -1,6 +1,6 @@
 """Decides whether a submission is accepted: fills in the operator's defaults, then has every rule judge the whole of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -12,6 +12,7 @@ from evalrpc.errors import (
     PolicyViolationError,
     SecretNotAllowedError,
 )
+from evalrpc.executors.base import Node
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs.defaults import RequestDefaults, executor_of
 from evalrpc.server import executor_use, policy, preparation_use, secret_use, validation
@@ -20,6 +21,14 @@ from evalrpc.v1.jobs_pb2 import SubmitJobRequest
 
 GpuCounts = Mapping[str, Sequence[int]]
 """How many GPUs each node has, since a job runs on one: by the executor of the nodes."""
+
+
+def gpu_counts(nodes: Iterable[Node]) -> GpuCounts:
+    """Return how many GPUs each of these nodes has."""
+    counts: dict[str, list[int]] = {}
+    for node in nodes:
+        counts.setdefault(node.executor, []).append(len(node.devices))
+    return counts
 
 
 @dataclass(frozen=True)

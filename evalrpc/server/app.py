@@ -81,11 +81,13 @@ from evalrpc.server.listening import require_descriptors
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.memory import Memory, limit_arenas
 from evalrpc.server.operations import Operations
+from evalrpc.server.queue_listing import QueueListing
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.reloading import Reloading
 from evalrpc.server.running import Running, Sharing
 from evalrpc.server.service import MAX_INLINE_MEDIA_BYTES, EvaluationService
 from evalrpc.server.stores import open_store, progress_of, shared_store, store_of_runner
+from evalrpc.server.submissions import Submissions
 from evalrpc.server.suite_definitions import build_suites
 from evalrpc.server.threads import MAX_COMPARISONS, MAX_LONG_COMPARISONS, MAX_PARSERS, require_threads, start_pools
 from evalrpc.server.tracing import untraced
@@ -584,14 +586,21 @@ class Server:
             comparer=Comparer(data_dir, self._settings.harnesses, self._comparing, MAX_LONG_COMPARISONS),
             results=results,
             queue_state=queue_state,
-            entitlements=entitlements,
+            queue=QueueListing(self._store, queue_state, self._engines, self._settings.max_queued),
             harnesses=self.harnesses,
-            preparations=self._preparations,
-            suites=self._suites,
             settings=self._settings,
             defaults=self._defaults,
-            admission=Admission(self._settings, self.harnesses, self._defaults),
-            data_dir=data_dir,
+            submissions=Submissions(
+                Admission(self._settings, self.harnesses, self._defaults),
+                self._suites,
+                entitlements,
+                self._preparations,
+                self._catalog,
+                self._engines,
+                queue_state,
+                clock,
+                pools.listers,
+            ),
             clock=clock,
             pools=pools,
             engines=self._engines,

@@ -67,8 +67,9 @@ class Reloading:
 
     def _exchange(self, settings: Settings, suites: Mapping[str, Suite]) -> None:
         self.settings = settings
-        self.service.suites = suites
-        self.service.admission = replace(self.service.admission, settings=settings)
+        submissions = self.service.submissions
+        submissions.suites = suites
+        submissions.admission = replace(submissions.admission, settings=settings)
         self.entitlements.policy = policy_of(settings)
         self.run_limits.settings = settings
         self.secrets.exchange(settings.secrets)

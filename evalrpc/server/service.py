@@ -4,14 +4,11 @@ Runs on the event loop. Blocking work goes to the pool of its kind (`evalrpc.ser
 """
 
 import asyncio
-import hashlib
-import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice, takewhile
-from pathlib import Path
+from itertools import chain, takewhile
 from typing import Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,9 +19,7 @@ from evalrpc.analysis.history import LIMITS as HISTORY_LIMITS
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
-from evalrpc.engines.holdings import EngineHolding
 from evalrpc.errors import (
-    FieldViolation,
     InvalidRequestError,
     JobFinishedError,
     JobNotFoundError,
@@ -32,17 +27,12 @@ from evalrpc.errors import (
     ServerStoppingError,
     SuiteRunNotFoundError,
 )
-from evalrpc.executors.base import Device, Node
 from evalrpc.files.read_budget import ReadBudget
-from evalrpc.harnesses.base import Harness, TaskArgsHarness
+from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.jobs.filters import SuiteRunMatcher
-from evalrpc.jobs.ids import job_ids
-from evalrpc.jobs.served_models import served_models
-from evalrpc.jobs.share_policy import URGENT_PRIORITY, Entitlements, is_urgent
 from evalrpc.jobs.views import reduce_to_view
-from evalrpc.preparations.preparation import Preparation
 from evalrpc.protobuf.copies import without
 from evalrpc.protobuf.times import seconds_of
 from evalrpc.reading import page_tokens
@@ -56,17 +46,16 @@ from evalrpc.reading.sample_references import MAX_ALL_INLINE_BYTES
 from evalrpc.reading.samples import SampleLister
 from evalrpc.reading.turns import Turns
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.server import preparation_use, suite_submissions, validation
-from evalrpc.server.admission import Admission, GpuCounts
+from evalrpc.server import validation
+from evalrpc.server.admission import gpu_counts
 from evalrpc.server.auth.rights import visible_owner
-from evalrpc.server.cache_key import cache_key
-from evalrpc.server.call import Call, Principal, Role
+from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
 from evalrpc.server.engine_listing import Engines, listing
-from evalrpc.server.limits import SMALL_BYTES
 from evalrpc.server.operations import Operations
+from evalrpc.server.queue_listing import QueueListing
+from evalrpc.server.submissions import Submissions, fingerprint_of, require_may_give
 from evalrpc.server.suite_decisions import SuiteDecider
-from evalrpc.server.suite_submissions import SuiteJobs
 from evalrpc.server.threads import Pools
 from evalrpc.server.tracing import TraceSubmission, untraced
 from evalrpc.server.unread import UnreadBytes
@@ -94,15 +83,11 @@ from evalrpc.v1.engines_pb2 import ListEnginesRequest, ListEnginesResponse, Stop
 from evalrpc.v1.files_pb2 import ListArtifactsRequest, ListArtifactsResponse, ReadArtifactRequest, ReadLogRequest
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
 from evalrpc.v1.jobs_pb2 import (
-    CACHE_MODE_ALLOW,
     JOB_STATUS_COMPLETED,
     JOB_STATUS_FAILED,
-    JOB_STATUS_QUEUED,
-    CacheMode,
     CancelJobRequest,
     DeleteJobRequest,
     DeleteJobResponse,
-    EvaluateRequest,
     GetJobRequest,
     JobInfo,
     JobView,
@@ -123,7 +108,7 @@ from evalrpc.v1.operations_pb2 import (
     UncordonGpuRequest,
     UncordonGpuResponse,
 )
-from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusCount
+from evalrpc.v1.queue_pb2 import GetQueueRequest
 from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse
 from evalrpc.v1.samples_pb2 import ListSamplesRequest, ReadSampleMediaRequest
 from evalrpc.v1.suites_pb2 import (
@@ -135,7 +120,6 @@ from evalrpc.v1.suites_pb2 import (
     ListSuitesRequest,
     ListSuitesResponse,
     SubmitSuiteRequest,
-    Suite,
     SuiteRun,
     WatchSuiteRunRequest,
 )
@@ -150,15 +134,9 @@ MAX_PAGE_SIZE: Final = 1000
 MAX_RUNS_LOOKED_AT: Final = 1000
 """How many suite runs a page of them is chosen from."""
 MAX_METRICS_SIZE: Final = 10_000
-MAX_QUEUED_IDS: Final = 1000
-MAX_OWNERS: Final = 1000
-MAX_RUNNING_IDS: Final = 10_000
 MAX_INLINE_MEDIA_BYTES: Final = 4 * MAX_ALL_INLINE_BYTES
 """The memory for media without files that clients have not read yet, all together."""
-MAX_TASK_WARNINGS: Final = 16
-"""How many tasks that the harness does not list a job names in its warnings, which so have room for others."""
 
-_NAMED_JOB: Final = re.compile(r"\bjob [0-9a-f-]{36}")
 _RETRY_DELAY_SECONDS: Final = 1.0
 _BASELINE_GONE: Final = "the baseline's run was deleted, or is another's: name another one to compare with"
 
@@ -180,29 +158,23 @@ class EvaluationService:
     comparer: Comparer
     results: JobResults
     queue_state: QueueState
+    queue: QueueListing
     engines: Engines
-    entitlements: Entitlements
     harnesses: Mapping[str, Harness]
-    preparations: Mapping[str, Preparation]
-    suites: Mapping[str, Suite]
     settings: Settings
     defaults: RequestDefaults
-    admission: Admission
-    data_dir: Path
+    submissions: Submissions
     clock: Clock
     pools: Pools
     catalog: Catalog
     operations: Operations
     remove_files_of: Callable[[str], None]
     started_at: Timestamp
-    job_ids: Iterator[str] = field(default_factory=job_ids)
     default_interval: Intervals = default_interval
     history_places: HistoryPlaces = field(default_factory=HistoryPlaces)
     stopping: bool = False
     trace_submission: TraceSubmission = untraced
     media_turns: Turns = field(default_factory=lambda: Turns(1))
-    large_submissions: Turns = field(default_factory=lambda: Turns(1))
-    _queue: tuple[object, dict[str | None, bytes]] = field(default_factory=lambda: (None, {}))  # answers, as of a state
 
     def forget_unused(self) -> None:
         """Forget what is kept for next pages that nobody has read for a while. Called by any thread."""
@@ -217,9 +189,9 @@ class EvaluationService:
     async def _submit(self, request: SubmitJobRequest, call: Call, traceparent: str) -> JobInfo | bytes:
         self._require_accepting()
         request.DiscardUnknownFields()  # they would be in every message of the job
-        fingerprint = _fingerprint(request) if request.request_id else b""  # before the operator's defaults, which may change
+        fingerprint = fingerprint_of(request)  # before the operator's defaults, which may change
         try:
-            job = await self._admitted(request, call.principal)
+            job = await self.submissions.job(request, call.principal)
         except (InvalidRequestError, PermissionDeniedError):  # by rules that may be newer than the job
             repeated = Submission(JobInfo(owner=call.principal.owner), request.request_id, fingerprint)
             found = await self._read(lambda: self.store.find_submitted(repeated)) if request.request_id else None
@@ -227,35 +199,11 @@ class EvaluationService:
                 raise
             return self._answer(found, call)
         if request.validate_only:
-            return self._as_if_submitted(job)
+            return self.submissions.as_if_submitted(job)
         job.traceparent = traceparent
-        key = await self._cache_key(request.cache, job)
+        key = await self.submissions.cache_key(request.cache, job)
         submission = Submission(job, request.request_id, fingerprint, key)
         return self._answer(await asyncio.wrap_future(self.store.submit(submission)), call)
-
-    async def _admitted(self, request: SubmitJobRequest, principal: Principal) -> JobInfo:
-        """Return the job that a submission asks for. Raises InvalidRequestError, PermissionDeniedError."""
-        gpu_counts, max_gpus = self._gpu_counts(), self.entitlements.policy.quota(principal.owner).max_gpus
-        await self._judge_submission(
-            request, principal.owner, lambda: self.admission.admit(request, principal.owner, gpu_counts, max_gpus)
-        )
-        _require_may_give(request.priority, principal)
-        job = _new_job(next(self.job_ids), request, principal.owner)
-        await self._check_on_disk(job)
-        return job
-
-    async def _judge_submission(
-        self, request: SubmitJobRequest | SubmitSuiteRequest, owner: str, judge: Callable[[], _T]
-    ) -> _T:
-        """Have a submission judged. A large one takes seconds: on a thread, and one at a time, of the owners in turn."""
-        if request.ByteSize() <= SMALL_BYTES:
-            return judge()
-        async with self.large_submissions.turn(owner):
-            judging = asyncio.ensure_future(self._look_up(judge))
-            try:
-                return await asyncio.shield(judging)
-            finally:
-                await asyncio.wait([judging])  # whoever leaves keeps the turn for as long as the thread is at work
 
     def _require_accepting(self) -> None:
         if self.stopping:
@@ -317,7 +265,7 @@ class EvaluationService:
         fields = validation.updated_fields(request)
         labels = dict(request.labels) if "labels" in fields else None
         priority = request.priority if "priority" in fields else None
-        _require_may_give(priority or 0, call.principal)
+        require_may_give(priority or 0, call.principal)
         expect = Expected(revision=request.expected_revision if request.HasField("expected_revision") else None)
         change = lambda job: transitions.update(job, labels, priority)  # noqa: E731
         return self._answer(await asyncio.wrap_future(self.store.update(request.job_id.lower(), change, expect)), call)
@@ -429,7 +377,7 @@ class EvaluationService:
         page_size = validation.page_size_of(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         after = page_tokens.decode_text(request.page_token, ListSuitesRequest()) or ""
         bound = PageBound(page_size)
-        later = [suite for name, suite in self.suites.items() if name > after]
+        later = [suite for name, suite in self.submissions.suites.items() if name > after]
         page = list(takewhile(bound.takes, later))
         token = page_tokens.encode_text(page[-1].name, ListSuitesRequest()) if len(page) < len(later) else ""
         return ListSuitesResponse(suites=page, next_page_token=token)
@@ -450,9 +398,11 @@ class EvaluationService:
     async def _submit_suite(self, request: SubmitSuiteRequest, call: Call, traceparent: str) -> SuiteRun:
         self._require_accepting()
         request.DiscardUnknownFields()
-        fingerprint = _fingerprint(request) if request.request_id else b""
+        fingerprint = fingerprint_of(request)
         try:
-            submission = await self._admitted_suite(request, call.principal, fingerprint)
+            submission = await self.submissions.suite_run(request, call.principal, fingerprint)
+            if request.baseline_suite_run_id:
+                await self._suite_run(request.baseline_suite_run_id)
         except (InvalidRequestError, PermissionDeniedError):  # by rules that may be newer than the run
             owner = call.principal.owner
             repeated = SuiteSubmission(SuiteRun(owner=owner), (), request.request_id, fingerprint)
@@ -461,7 +411,7 @@ class EvaluationService:
                 raise
             return found
         if request.validate_only:
-            return self._suite_as_if_submitted(submission.run)
+            return self.submissions.run_as_if_submitted(submission.run)
         for each in submission.jobs:
             each.job.traceparent = traceparent
         return await asyncio.wrap_future(self.store.submit_suite(submission))
@@ -502,14 +452,8 @@ class EvaluationService:
         return await self._suite_run(request.suite_run_id)
 
     async def GetQueue(self, request: GetQueueRequest, call: Call) -> bytes:
-        """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change, for each owner whose
-        jobs alone it names."""
-        state, owner = self.queue_state.state, self._visible_owner(call)
-        if self._queue[0] != state:
-            self._queue = state, {}
-        if owner not in self._queue[1]:
-            self._queue[1][owner] = self._describe_queue(self.queue_state.nodes(), owner).SerializeToString()
-        return self._queue[1][owner]
+        """Return what is queued and running, and which job holds which GPU."""
+        return self.queue.listing(self._visible_owner(call))
 
     async def PauseQueue(self, request: PauseQueueRequest, call: Call) -> PauseQueueResponse:
         """Start no queued job until ResumeQueue."""
@@ -585,7 +529,7 @@ class EvaluationService:
             started_at=self.started_at,
             head_revision=self.store.head_revision,
             oldest_revision=self.store.oldest_revision,
-            gpu_count=sum(self._gpu_counts().get("", ())),
+            gpu_count=sum(gpu_counts(self.queue_state.nodes()).get("", ())),
             max_request_bytes=self.settings.max_request_bytes,
             max_queued=self.settings.max_queued,
             max_running=self.queue_state.slots.total,
@@ -610,80 +554,6 @@ class EvaluationService:
         )
         return page, "" if following is None else page_tokens.encode(following, listing)
 
-    async def _check_on_disk(self, job: JobInfo) -> None:
-        """Raise InvalidRequestError with all that only a look at the disk tells is wrong, and say which commits are meant."""
-        found: list[FieldViolation] = []
-        of_request = (
-            partial(check, job.request) for check in (self._check_task_args, self._check_preparation, self._pin_models)
-        )
-        for check in (partial(self._check_names, job), *of_request):
-            try:
-                await check()
-            except InvalidRequestError as error:
-                found += error.violations
-        validation.require(found)
-
-    async def _check_names(self, job: JobInfo) -> None:
-        """Warn about a harness that is not available, and about a model and tasks that it does not list, or refuse the tasks,
-        depending on the settings. A model is never refused: harnesses load some that they don't list."""
-        harness, tasks = job.request.harness, list(job.request.tasks)
-        if self.catalog.may_be_unavailable(harness):
-            info = await self._look_up(lambda: self.catalog.describe(harness))
-            if not info.available:
-                transitions.add_warnings(job, [f"harness {harness} is not available: {info.unavailable_reason}"])
-        if job.request.model and not self.catalog.lists_model(harness, job.request.model):
-            warning = await self._look_up(lambda: self.catalog.unknown_model(harness, job.request.model))
-            transitions.add_warnings(job, [warning] if warning else [])
-        if self.catalog.lists_all(harness, tasks):
-            return
-        unknown = await self._look_up(lambda: self.catalog.unknown_tasks(harness, tasks))
-        if self.settings.unknown_tasks == "refuse":
-            validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
-        transitions.add_warnings(job, _unlisted_warnings(unknown.values()))
-
-    async def _check_task_args(self, request: EvaluateRequest) -> None:
-        """Refuse arguments that none of the tasks takes, as far as the operator's folders tell."""
-        harness = self.harnesses[request.harness]
-        if request.task_args.fields and isinstance(harness, TaskArgsHarness):
-            unknown = await self._look_up(lambda: list(harness.unknown_task_args(request)))
-            validation.require(FieldViolation(f"request.{field}", problem) for field, problem in unknown)
-
-    async def _admitted_suite(self, request: SubmitSuiteRequest, principal: Principal, fingerprint: bytes) -> SuiteSubmission:
-        """Return the run and the jobs that a submission asks for. Raises InvalidRequestError, PermissionDeniedError,
-        SuiteRunNotFoundError."""
-        gpu_counts, max_gpus = self._gpu_counts(), self.entitlements.policy.quota(principal.owner).max_gpus
-        jobs = await self._judge_submission(
-            request, principal.owner, lambda: self._admitted_jobs(request, principal.owner, gpu_counts, max_gpus)
-        )
-        suite = self.suites[request.suite]
-        _require_may_give(request.priority, principal)
-        if request.baseline_suite_run_id:
-            await self._suite_run(request.baseline_suite_run_id)
-        run = SuiteRun(suite_run_id=next(self.job_ids), suite=suite, submission=request, owner=principal.owner)
-        submissions = [await self._suite_job(run, jobs, index) for index in range(len(suite.entries))]
-        return SuiteSubmission(run, submissions, request.request_id, fingerprint)
-
-    def _admitted_jobs(self, request: SubmitSuiteRequest, owner: str, gpu_counts: GpuCounts, max_gpus: int | None) -> SuiteJobs:
-        """Return what the jobs of a suite run are to be. Raises what `SuiteJobs.admit` does."""
-        bad = [*suite_submissions.violations(request, self.suites), *validation.suite_submission(request)]
-        if request.suite not in self.suites:
-            validation.require(bad)
-        jobs = SuiteJobs(self.suites[request.suite], request)
-        jobs.admit(self.admission, owner, gpu_counts, max_gpus, bad)
-        return jobs
-
-    async def _suite_job(self, run: SuiteRun, jobs: SuiteJobs, index: int) -> Submission:
-        """Add the job of an entry to a new run, and return its submission. Raises InvalidRequestError."""
-        call = jobs.submissions[index]
-        job = _new_job(next(self.job_ids), call, run.owner)
-        job.suite_run_id = run.suite_run_id
-        try:
-            await self._check_on_disk(job)
-        except InvalidRequestError as error:
-            raise InvalidRequestError(violations=jobs.located(index, error.violations)) from error
-        run.jobs.add(entry=run.suite.entries[index].name, job_id=job.job_id)
-        return Submission(job, cache_key=await self._cache_key(call.cache, job))
-
     async def _suite_run(self, suite_run_id: str) -> SuiteRun:
         return await self._read(lambda: self.store.suite_run(suite_run_id.lower()))
 
@@ -697,16 +567,6 @@ class EvaluationService:
         except SuiteRunNotFoundError:
             return None
         return baseline if self._visible_owner(call) in (None, baseline.owner) else None
-
-    def _suite_as_if_submitted(self, run: SuiteRun) -> SuiteRun:
-        """Return what SubmitSuite would answer."""
-        run.ClearField("suite_run_id")
-        run.created_at.CopyFrom(self.clock.now())
-        run.status = JOB_STATUS_QUEUED
-        for job in run.jobs:
-            job.ClearField("job_id")
-            job.status = JOB_STATUS_QUEUED
-        return run
 
     def _heartbeats(self, call: WatchJobRequest | WatchJobsRequest | WatchSuiteRunRequest | ReadLogRequest) -> Intervals | None:
         """Return the intervals between the heartbeats of a stream; None for none."""
@@ -761,108 +621,12 @@ class EvaluationService:
         names_others = self._visible_owner(call) is None
         return self.queue_state.describe(job.job_id, job.status, job.SerializeToString(), names_others=names_others)
 
-    async def _check_preparation(self, request: EvaluateRequest) -> None:
-        """Raise InvalidRequestError if the folder that is to be prepared is not there."""
-        if request.preparation:
-            harness = self.settings.harnesses[request.harness]
-            await self._look_up(lambda: preparation_use.require_folder(request, harness))
-
-    async def _pin_models(self, request: EvaluateRequest) -> None:
-        """Say which commits of its served models a request is about. Raises InvalidRequestError."""
-        if served_models(request):
-            await self._look_up(lambda: self.engines.pin(request))
-
-    async def _cache_key(self, mode: CacheMode.ValueType, job: JobInfo) -> bytes:
-        """Return the key that identical evaluations share; empty if the cache can't be used."""
-        if mode != CACHE_MODE_ALLOW:
-            return b""
-        harness, preparation = self.harnesses[job.request.harness], self.preparations.get(job.request.preparation)
-        return await self._look_up(lambda: cache_key(harness, job, preparation, self._judge(job.request), self.engines))
-
-    def _judge(self, request: EvaluateRequest) -> str:
-        """Return what the answers of the judge of a request depend on, if it has one and that can be told. Blocks."""
-        return self.engines.key(request.judge_model) if request.HasField("judge_model") else ""
-
     async def _read(self, read: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self.pools.readers, read)
 
     async def _look_up(self, read: Callable[[], _T]) -> _T:
         """Read what may be many files, or large ones."""
         return await asyncio.get_running_loop().run_in_executor(self.pools.listers, read)
-
-    def _as_if_submitted(self, job: JobInfo) -> JobInfo:
-        """Return what SubmitJob would answer. Without a look into the cache: what that depends on are files, of which whoever
-        only asks must not learn whether they are there."""
-        job.ClearField("job_id")
-        job.attempt = 0
-        job.created_at.CopyFrom(self.clock.now())
-        job.status = JOB_STATUS_QUEUED
-        job.position_in_queue = self.queue_state.position_for(job.priority, job.owner)
-        return job
-
-    def _gpu_counts(self) -> GpuCounts:
-        """Return how many GPUs each node has."""
-        counts: dict[str, list[int]] = {}
-        for node in self.queue_state.nodes():
-            counts.setdefault(node.executor, []).append(len(node.devices))
-        return counts
-
-    def _describe_queue(self, nodes: Sequence[Node], owner: str | None) -> GetQueueResponse:
-        """Describe the queue. With `owner`, only jobs of that owner are named, and all count."""
-        running = self.queue_state.running_jobs()
-        named = [job.job_id for job in running if owner in (None, job.owner)]
-        holders = {gpu: job for job in self.queue_state.own_running_jobs() for gpu in job.gpus}
-        devices = [device for node in nodes for device in node.devices]
-        engines = {device: each for each in self.engines.holdings() for device in each.devices}
-        return GetQueueResponse(
-            queued_count=self.queue_state.queued_count,
-            running_count=len(running),
-            following_count=self.queue_state.following_count,
-            queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS, owner),
-            running_job_ids=named[:MAX_RUNNING_IDS],
-            status_counts=self._status_counts(),
-            gpus=[
-                _gpu(node, device, holders.get(device.id), engines.get(device.id), owner)
-                for node in nodes
-                for device in node.devices
-            ],
-            free_gpu_count=sum(
-                1
-                for device in devices
-                if device.id not in holders
-                and device.id not in engines
-                and not device.quarantine_reason
-                and not device.is_cordoned
-            ),
-            max_running=self.queue_state.slots.total,
-            max_running_served=self.queue_state.slots.served,
-            max_queued=self.settings.max_queued,
-            owners=self.queue_state.owner_shares(MAX_OWNERS, owner),
-            paused=self.queue_state.is_paused,
-            nodes=self.queue_state.node_states(),
-        )
-
-    def _status_counts(self) -> list[StatusCount]:
-        counts = self.store.status_counts()
-        return [StatusCount(status=status, count=counts[status]) for status in sorted(counts) if counts[status]]
-
-
-def _gpu(node: Node, device: Device, holder: JobInfo | None, engine: EngineHolding | None, owner: str | None) -> Gpu:
-    """Return a GPU with the job or the engine that holds it. With `owner`, only jobs of that owner are named, and only engines
-    that ListEngines has for them."""
-    job_id = holder.job_id if holder is not None and owner in (None, holder.owner) else ""
-    reason = device.quarantine_reason if owner is None else _NAMED_JOB.sub("a job", device.quarantine_reason)
-    is_engine_named = engine is not None and (owner is None or engine.owner in ("", owner))
-    return Gpu(
-        id=device.id,
-        name=device.name,
-        job_id=job_id,
-        quarantine_reason=reason,
-        node=node.name,
-        cordoned=device.is_cordoned,
-        held=holder is not None or engine is not None,
-        engine_id=engine.engine_id if engine is not None and is_engine_named else "",
-    )
 
 
 def _names_page(names: Sequence[str], query: str, start: int, page_size: int) -> tuple[list[str], int | None]:
@@ -875,43 +639,3 @@ def _names_page(names: Sequence[str], query: str, start: int, page_size: int) ->
                 return page, place
             page.append(names[place])
     return page, None
-
-
-def _new_job(job_id: str, call: SubmitJobRequest, owner: str) -> JobInfo:
-    job = JobInfo(
-        job_id=job_id,
-        request=call.request,
-        labels=call.labels,
-        priority=call.priority,
-        max_attempts=call.max_attempts or 1,
-        supersede_key=call.supersede_key,
-        owner=owner,
-        preemptible=call.preemptible,
-        cache=call.cache,
-    )
-    if call.HasField("timeout"):
-        job.timeout.CopyFrom(call.timeout)
-    return job
-
-
-def _unlisted_warnings(warnings: Collection[str]) -> Iterator[str]:
-    """Yield the first warnings, and how many more there are: a job takes them along in every message."""
-    shown = list(islice(warnings, MAX_TASK_WARNINGS))
-    yield from shown
-    if len(warnings) > len(shown):
-        yield f"and {len(warnings) - len(shown)} more tasks that the harness does not list"
-
-
-def _require_may_give(priority: int, principal: Principal) -> None:
-    """Raise PermissionDeniedError for a priority that puts a job before those of all other owners, but for operators."""
-    if is_urgent(principal.owner, priority) and principal.role is not Role.OPERATOR:
-        raise PermissionDeniedError(
-            f"priority: {priority} is more than {URGENT_PRIORITY}, which only operators may give",
-            metadata={"field": "priority"},
-        )
-
-
-def _fingerprint(call: SubmitJobRequest | SubmitSuiteRequest) -> bytes:
-    """Return a digest that is equal for submissions with equal contents, regardless of request_id."""
-    contents = without(call, "request_id")
-    return hashlib.sha256(contents.SerializeToString(deterministic=True)).digest()

@@ -21,7 +21,7 @@ from evalrpc.analysis.flips import find_flips, read_flips
 from evalrpc.files.read_budget import UNLIMITED, ReadBudget
 from evalrpc.jobs.size_limits import MIB
 from evalrpc.reading import sample_pages
-from evalrpc.server import service
+from evalrpc.server import queue_listing
 from evalrpc.server.engine_listing import listing
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1 import jobs_pb2 as pb
@@ -303,10 +303,10 @@ def test_the_largest_queue_fits() -> None:
     """With as much as it names at most, on as many GPUs as a site of a thousand machines has."""
     job_id = "0" * 36
     answer = GetQueueResponse(
-        queued_job_ids=[job_id] * service.MAX_QUEUED_IDS,
-        running_job_ids=[job_id] * service.MAX_RUNNING_IDS,
+        queued_job_ids=[job_id] * queue_listing.MAX_QUEUED_IDS,
+        running_job_ids=[job_id] * queue_listing.MAX_RUNNING_IDS,
         gpus=[Gpu(id="G" * 60, name="N" * 40, job_id=job_id, node="n" * 60, engine_id=job_id)] * 8000,
-        owners=[OwnerShare(owner="o" * 63, weight=1.5, used_gpu_seconds=1e9, kept_bytes=2**62)] * service.MAX_OWNERS,
+        owners=[OwnerShare(owner="o" * 63, weight=1.5, used_gpu_seconds=1e9, kept_bytes=2**62)] * queue_listing.MAX_OWNERS,
         nodes=[NodeState(name="n" * 60, executor="e" * 60, running_count=9999)] * 1000,
     )
     assert answer.ByteSize() < MAX_ANSWER_BYTES

@@ -86,6 +86,13 @@ class Listed:
         return {"vllm": "there is no program no-such-program"}
 
 
+def list_engines(server: ServerHere, engines: Listed) -> Listed:
+    """Have a server list these engines. Return them."""
+    service = server.server._service
+    service.engines = service.queue.engines = engines
+    return engines
+
+
 def shared_engine() -> Engine:
     engine = Engine(engine_id="e-1", state=ENGINE_STATE_READY, gpus=["1"])
     engine.served_model.CopyFrom(pb.ServedModel(**SERVED))
@@ -131,7 +138,7 @@ def test_engines_are_listed_with_what_requests_may_name(server: ServerHere, tmp_
     kind = EngineKind(name="vllm", args=["dtype"])
     with EvalClient(server.address) as client:
         assert [each.name for each in client.list_engines().kinds] == [kind.name]
-        server.server._service.engines = Listed(tmp_path / "log", shared_engine())
+        list_engines(server, Listed(tmp_path / "log", shared_engine()))
         found = client.list_engines()
         assert list(found.engines) == [shared_engine()]
         kind.unavailable_reason = "there is no program no-such-program"
@@ -145,7 +152,7 @@ def test_where_jobs_of_others_are_hidden_so_are_their_engines_and_models(serve: 
     server = serve(visibility="own")
     alone = shared_engine()
     alone.engine_id, alone.owner, alone.gpus[:] = "e-2", "alice", ["0"]
-    server.server._service.engines = Listed(tmp_path / "log", shared_engine(), alone)
+    list_engines(server, Listed(tmp_path / "log", shared_engine(), alone))
     (engine,) = server.api.ListEngines().engines
     assert (engine.engine_id, engine.served_model) == ("e-1", pb.ServedModel(engine="vllm"))
     assert [(gpu.id, gpu.engine_id, gpu.held) for gpu in server.api.GetQueue().gpus] == [("0", "", True), ("1", "e-1", True)]
@@ -154,7 +161,7 @@ def test_where_jobs_of_others_are_hidden_so_are_their_engines_and_models(serve: 
 def test_operators_end_an_engine_and_nobody_else_may(serve: Serve, site: Site, tmp_path: Path) -> None:
     token = add_token(site.folder / "data", "olga", "operator")
     server = serve()
-    engines = server.server._service.engines = Listed(tmp_path / "log", shared_engine())
+    engines = list_engines(server, Listed(tmp_path / "log", shared_engine()))
     with EvalClient(server.address) as client, pytest.raises(PermissionDeniedError):
         client.stop_engine("e-1")
     with EvalClient(server.address, token=token) as operator:
@@ -175,7 +182,7 @@ def test_operators_end_an_engine_and_nobody_else_may(serve: Serve, site: Site, t
 def test_the_log_of_an_engine_is_read_by_the_job_that_asked_it(server: ServerHere, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"loading\n" * 100_000)
-    server.server._service.engines = Listed(log, shared_engine())
+    list_engines(server, Listed(log, shared_engine()))
     job = server.api.run()
     assert job.status == COMPLETED
     with EvalClient(server.address) as client:
