@@ -37,7 +37,7 @@ def serve_command(config: Path | None, **flags: Any) -> None:
         settings = load_settings(flags, os.environ, config)
         try:
             with _grpc_variables():
-                from evalrpc.server.app import serve
+                from evalrpc.server.process import serve
         except ModuleNotFoundError as error:
             fail(ExitCode.WRONG_CALL, extras.missing(error, "server"))
         try:

@@ -1,20 +1,14 @@
-"""Wire the server together, and run it until it is asked to stop."""
+"""All that a server is made of, its start and its stop."""
 
 import asyncio
 import logging
 import os
-import signal
-import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-import uvloop
 
 from evalrpc import extras
 from evalrpc.analysis.comparer import Comparer
@@ -23,7 +17,7 @@ from evalrpc.config import Settings
 from evalrpc.config.listeners import Listener, http_listeners_of, listeners_of
 from evalrpc.engines.definition import build_engines
 from evalrpc.engines.pool import EnginePool
-from evalrpc.errors import ConfigurationError, UnavailableError
+from evalrpc.errors import ConfigurationError
 from evalrpc.executors.base import Executor
 from evalrpc.executors.group import ExecutorGroup
 from evalrpc.executors.hosts import HostExecutor
@@ -34,7 +28,6 @@ from evalrpc.executors.local.gpus import find_gpus
 from evalrpc.executors.local.warm_parents import WarmLimits
 from evalrpc.executors.slurm.executor import SlurmExecutor
 from evalrpc.files.output_access import OutputAccess, output_access
-from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.jobs.defaults import request_defaults
 from evalrpc.jobs.paths import PREPARATIONS_DIR
@@ -63,23 +56,19 @@ from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.secrets.registry import Secrets
 from evalrpc.server import health, hosts, reflection
 from evalrpc.server.admission import Admission
-from evalrpc.server.announcement import announce
 from evalrpc.server.audit import Audit
 from evalrpc.server.audit_file import audit_file
 from evalrpc.server.auth.authenticator import Authenticator
 from evalrpc.server.auth.rights import Guard
 from evalrpc.server.catalog import Catalog
 from evalrpc.server.certificates import Certificate
-from evalrpc.server.collector import tune_collector
 from evalrpc.server.executor_use import require_executors
 from evalrpc.server.handlers import Handler, handlers_of
 from evalrpc.server.health import Health
 from evalrpc.server.hosts import NodeDescription, OtherNodes, host_name
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.limits import Limits
-from evalrpc.server.listening import require_descriptors
-from evalrpc.server.logging import set_up_logging
-from evalrpc.server.memory import Memory, limit_arenas
+from evalrpc.server.memory import Memory
 from evalrpc.server.operations import Operations
 from evalrpc.server.queue_listing import QueueListing
 from evalrpc.server.reflection import Reflection
@@ -89,10 +78,10 @@ from evalrpc.server.service import MAX_INLINE_MEDIA_BYTES, EvaluationService
 from evalrpc.server.stores import open_store, progress_of, shared_store, store_of_runner
 from evalrpc.server.submissions import Submissions
 from evalrpc.server.suite_definitions import build_suites
-from evalrpc.server.threads import MAX_COMPARISONS, MAX_LONG_COMPARISONS, MAX_PARSERS, require_threads, start_pools
+from evalrpc.server.threads import MAX_COMPARISONS, MAX_LONG_COMPARISONS, MAX_PARSERS, start_pools
 from evalrpc.server.tracing import untraced
 from evalrpc.server.transports.connections import close_connections
-from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
+from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler
 from evalrpc.server.transports.grpc_listener import GrpcListener
 from evalrpc.server.unread import UnreadBytes
 from evalrpc.server.write_check import WriteCheck
@@ -113,79 +102,8 @@ if TYPE_CHECKING:
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
 _REFUSAL_SECONDS: Final = 0.1
-_FORCE_SECONDS: Final = 5.0
-_START_DESCRIPTORS: Final = 64  # a server without clients and runs has 30 open
-_START_THREADS: Final = 48  # a server without clients and runs has somewhat fewer
 
 _log = logging.getLogger(__name__)
-
-
-def serve(settings: Settings, config_file: Path | None = None, load: Callable[[], Settings] | None = None) -> None:
-    """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT`, a line per address, when it is ready.
-
-    The file, if any, is where settings came from. `load` reads them again, which SIGHUP asks for. Raises ConfigurationError if
-    it can't start, UnavailableError if it can't continue.
-    """
-    limit_arenas()
-    require_descriptors(_START_DESCRIPTORS)
-    require_threads(_START_THREADS)
-    environment = dict(os.environ)
-    secrets = Secrets(settings.secrets, environment)
-    set_up_logging(settings.log_format, secrets.mask_text)
-    ignore_departures()
-    os.umask(PRIVATE_UMASK)  # files of jobs are private to this account
-    # OpenBLAS, which comparisons load, ends the process if it can't start its threads. They need none.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, config_file, load or (lambda: settings), environment, secrets))
-
-
-async def _serve(
-    settings: Settings,
-    config_file: Path | None,
-    load: Callable[[], Settings],
-    environment: Mapping[str, str],
-    secrets: Secrets,
-) -> None:
-    stop = asyncio.Event()
-    stopping = _start_watchdog(settings.stop_seconds)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, _log.info, "SIGHUP comes too early: the server is starting")
-    async with running_server(settings, environment=environment, secrets=secrets) as server:
-        tune_collector()
-        _reload_on_sighup(server, load)
-        everywhere: Sequence[GrpcListener | HttpListener] = (*server.listeners, *server.http_listeners)
-        for listener in everywhere:
-            print(f"evalrpc listening on {listener.address}", flush=True)
-        if server.metrics_address:
-            _log.info("metrics: http://%s/metrics", server.metrics_address)
-        listening = [(each.listener, each.certificate) for each in everywhere]
-        now = SystemClock().now().ToDatetime(UTC)
-        isolation, limits, harnesses = server.isolation, server.limits_of_runs, server.harnesses
-        announced = (listening, now, config_file, settings.data_dir, isolation, limits, harnesses)
-        threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
-        await _first_of(stop.wait(), server.wait_broken())
-        if is_broken := not stop.is_set():
-            _log.error("%s: stopping", server.what_is_broken)
-        elif settings.drain:
-            stop.clear()  # a second signal stops it at once
-            await _first_of(server.drain(), stop.wait())
-        _log.info("stopping; runs go on and are picked up at the next start")
-        stopping.set()
-    if is_broken:
-        raise UnavailableError(f"{server.what_is_broken}. Runs go on, and are picked up at the next start")
-
-
-def _reload_on_sighup(server: "Server", load: Callable[[], Settings]) -> None:
-    loop, reloads = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-
-    def begin() -> None:
-        reloads.add(task := loop.create_task(server.reload(load)))
-        task.add_done_callback(reloads.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, begin)
 
 
 class Server:
@@ -357,7 +275,7 @@ class Server:
     async def wait_broken(self) -> None:
         """Wait until a bug keeps the store from writing, or the scheduler from starting jobs."""
         loop, waits = asyncio.get_running_loop(), (self._store.wait_closed, self._running.wait_over)
-        await _first_of(*(loop.run_in_executor(self._pools.waiters, wait) for wait in waits))
+        await first_of(*(loop.run_in_executor(self._pools.waiters, wait) for wait in waits))
 
     def _follow_store(self, queue_state: QueueState) -> None:
         """Load the queue and follow the changes, the queue first so that the others find it up to date."""
@@ -684,27 +602,8 @@ def _with_certificates(listeners: Iterable[Listener]) -> list[tuple[Listener, Ce
     return [(listener, listener.tls and Certificate(listener.tls)) for listener in listeners]
 
 
-def _start_watchdog(stop_seconds: float) -> threading.Event:
-    """Return an event that, once set, makes the server exit by force if stopping takes much longer than allowed: a thread that
-    hangs on a disk can't be interrupted.
-
-    Nothing is lost: what was acknowledged is on disk, and runs are taken over at the next start. The thread that watches is
-    started now, since there may be no other one later.
-    """
-    stopping = threading.Event()
-    watch = partial(_end_by_force, stopping, stop_seconds + _FORCE_SECONDS)
-    threading.Thread(target=watch, name="watchdog", daemon=True).start()
-    return stopping
-
-
-def _end_by_force(stopping: threading.Event, seconds: float) -> None:
-    stopping.wait()
-    time.sleep(seconds)
-    _log.error("the stop takes too long: ending by force; runs go on and are picked up at the next start")
-    os._exit(1)
-
-
-async def _first_of(*waits: Awaitable[object]) -> None:
+async def first_of(*waits: Awaitable[object]) -> None:
+    """Wait until the first of these is over, and give up the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:

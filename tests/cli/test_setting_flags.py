@@ -106,7 +106,7 @@ class Serve:
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Serve:
     serve = Serve()
-    monkeypatch.setattr("evalrpc.server.app.serve", serve)
+    monkeypatch.setattr("evalrpc.server.process.serve", serve)
     monkeypatch.chdir(tmp_path)
     return serve
 
