@@ -4,7 +4,7 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from evalrpc.errors import FieldViolation, InvalidRequestError, MetricNotFoundError, NoResultsError
 from evalrpc.files.read_budget import ReadBudget
@@ -209,7 +209,7 @@ def limit_difference(metric: MetricComparison, baseline: JobInfo, candidate: Job
     return "" if are_as_many else _setting_difference("limit", baseline.request, candidate.request)
 
 
-def _setting_difference(name: str, ours: EvaluateRequest, theirs: EvaluateRequest) -> str:
+def _setting_difference(name: Literal["limit", "num_fewshot"], ours: EvaluateRequest, theirs: EvaluateRequest) -> str:
     """Say how a number differs that two requests may set; empty if it does not."""
     numbers = [f"{getattr(request, name):.15g}" if request.HasField(name) else "none" for request in (ours, theirs)]
     return "" if numbers[0] == numbers[1] else f"{name} {numbers[0]} and {numbers[1]}"
