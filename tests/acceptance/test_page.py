@@ -188,6 +188,27 @@ def test_thirty_tabs_share_one_stream_and_another_takes_over_when_its_tab_is_clo
     assert not tabs.problems
 
 
+def test_a_status_in_a_url_counts_in_small_letters_too(tabs: Tabs) -> None:
+    api_of(tabs).run("good")
+    for path, empty in (("/?status=queued", "No jobs here"), ("/suites?status=queued", "No suite runs here")):
+        page = tabs.open(path)
+        page.get_by_text(empty).wait_for()
+        assert page.get_by_label("Status").input_value() == "QUEUED"
+    assert not tabs.problems
+
+
+def test_jobs_without_a_step_are_drawn_in_order_of_creation_and_not_over_each_other(tabs: Tabs) -> None:
+    api = api_of(tabs)
+    for _ in range(2):
+        api.run("good")
+    page = tabs.open("/history")
+    page.get_by_role("img", name="by job, in order of creation").wait_for()
+    api.run("good", labels={"run": "a", "step": "100"})
+    page.goto(f"{tabs.url}/history?labels=run%3Da")
+    page.get_by_role("img", name="by step").wait_for()
+    assert not tabs.problems
+
+
 def test_the_log_is_followed_and_a_job_can_be_cancelled(tabs: Tabs) -> None:
     job = api_of(tabs).submit("slow")
     page = tabs.open(f"/jobs/{job.job_id}")

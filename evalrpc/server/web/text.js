@@ -2,6 +2,9 @@
 
 export const STATUSES = ["QUEUED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"];
 
+// The status that a URL names, in capitals or not; none: empty.
+export const statusNamed = (name) => STATUSES.find((each) => each === (name || "").toUpperCase()) || "";
+
 export const statusOf = (job) => (job.status || "").replace("JOB_STATUS_", "");
 
 export const isLive = (job) => ["QUEUED", "RUNNING"].includes(statusOf(job));

@@ -24,6 +24,7 @@ export function CompareView({ query }) {
       ${isChosen && html`<a class="button" href=${`/compare?baseline=${candidate}&candidate=${baseline}`}>The other way round</a>`}
     </form>
     <${Failure} error=${error} />
+    ${!isChosen && html`<p class="muted">Give the ids of two jobs, or choose two in <a href="/">the list of jobs</a>.</p>`}
     ${isChosen && !compared && !error && html`<p role="status">Comparing…</p>`}
     ${jobs && html`<p>${jobs.map((job, place) => html`${place > 0 ? " → " : ""}<a href=${`/jobs/${job.jobId}`}><code>${shortId(job.jobId)}</code> ${modelOf(job.request)}</a>`)}</p>`}
     ${metrics.length > 0 && html`<${Table} caption="Metrics" columns=${["task", "metric", "baseline", "candidate", "difference", "interval", "p", "verdict"]}>

@@ -8,6 +8,7 @@ import uPlot from "../vendor/uplot.js";
 
 const COLOURS = ["#2f6fde", "#d9534f", "#2c9c5a", "#a05bd0", "#c98a10", "#1797a6", "#7a6a58", "#d0579a"];
 const MAX_PAGES = 20;
+const WHOLE_INCREMENTS = [1, 2, 5].flatMap((digit) => [...Array(12).keys()].map((power) => digit * 10 ** power)).sort((a, b) => a - b);
 
 export function HistoryView({ query }) {
   const [labels, step, run] = [query.get("labels") || "", query.get("step") || "step", query.get("run") || "run"];
@@ -15,7 +16,7 @@ export function HistoryView({ query }) {
   const names = [...new Set((points || []).flatMap((point) => (point.metrics || []).map(nameOf)))].sort();
   const [chosen, setChosen] = useState("");
   const name = names.includes(chosen) ? chosen : names[0];
-  const runs = runsOf(points || [], name, run);
+  const [runs, xTitle] = runsOf(points || [], name, { run, step });
   return html`
     <h1>History</h1>
     <form class="filters" onSubmit=${(event) => { event.preventDefault(); go(`/history?${new URLSearchParams(new FormData(event.target))}`); }}>
@@ -28,7 +29,7 @@ export function HistoryView({ query }) {
     </form>
     <${Failure} error=${error} />
     ${points && !points.length && html`<p class="muted">No completed jobs with results here.</p>`}
-    ${runs.length > 0 && html`<${Chart} name=${name} runs=${runs} />
+    ${runs.length > 0 && html`<${Chart} name=${name} runs=${runs} xTitle=${xTitle} />
     <${Table} caption=${`${name} by run and step`} columns=${[run, step, "value", "job", "completed"]}>
       ${runs.flatMap((each) => each.points.map((point) => html`<tr>
         <td>${each.run}</td><td>${number(point.step)}</td>
@@ -52,26 +53,31 @@ async function loadPoints(request, signal) {
 
 const nameOf = (metric) => [metric.task, metric.metric, metric.filter].filter(Boolean).join(" ");
 
-function runsOf(points, name, label) {
-  const runs = new Map();
-  for (const point of points) {
+// The lines, and what their x is: the steps if every point has one, as in `evalrpc history --plot`.
+function runsOf(points, name, labels) {
+  const found = points.flatMap((point) => {
     const metric = (point.metrics || []).find((each) => nameOf(each) === name);
-    if (!metric || typeof metric.value !== "number") continue;
-    const run = (point.labels || {})[label] || point.model;
+    return metric && typeof metric.value === "number" ? [{ ...point, value: metric.value, error: metric.standardError }] : [];
+  });
+  const haveSteps = found.every((point) => point.step !== undefined);
+  const runs = new Map();
+  found.forEach((point, place) => {
+    const run = (point.labels || {})[labels.run] || point.model;
     if (!runs.has(run)) runs.set(run, []);
-    runs.get(run).push({ ...point, value: metric.value, error: metric.standardError });
-  }
-  return [...runs].map(([run, found]) => ({ run, points: found.sort((a, b) => (a.step ?? 0) - (b.step ?? 0)) }));
+    runs.get(run).push({ ...point, x: haveSteps ? point.step : place + 1 });
+  });
+  const sorted = [...runs].map(([run, its]) => ({ run, points: its.sort((a, b) => a.x - b.x) }));
+  return [sorted, haveSteps ? labels.step : "job, in order of creation"];
 }
 
-// uPlot takes one list of steps for all lines, with nothing where a line has no point.
-function Chart({ name, runs }) {
+// uPlot takes one list of x for all lines, with nothing where a line has no point.
+function Chart({ name, runs, xTitle }) {
   const box = useRef(null);
   useEffect(() => {
-    const steps = [...new Set(runs.flatMap((run) => run.points.map((point) => point.step ?? 0)))].sort((a, b) => a - b);
+    const places = [...new Set(runs.flatMap((run) => run.points.map((point) => point.x)))].sort((a, b) => a - b);
     const at = (run, value) => {
-      const byStep = new Map(run.points.map((point) => [point.step ?? 0, value(point)]));
-      return steps.map((step) => byStep.get(step) ?? null);
+      const byPlace = new Map(run.points.map((point) => [point.x, value(point)]));
+      return places.map((x) => byPlace.get(x) ?? null);
     };
     const ink = getComputedStyle(document.body).color;
     const lines = runs.map((run, place) => ({ label: run.run, stroke: COLOURS[place % COLOURS.length], width: 2, spanGaps: true, points: { show: true } }));
@@ -79,16 +85,16 @@ function Chart({ name, runs }) {
     const margin = errors.flat().reduce((largest, error) => Math.max(largest, error ?? 0), 0); // so that every bar is there whole
     const chart = new uPlot({
       width: box.current.clientWidth, height: 320, title: name,
-      scales: { x: { time: false }, y: { range: (_, low, high) => uPlot.rangeNum((low ?? 0) - margin, (high ?? 1) + margin, 0.1, true) } },
-      axes: [{ stroke: ink, grid: { stroke: "#8884" } }, { stroke: ink, grid: { stroke: "#8884" } }],
-      series: [{ label: "step" }, ...lines],
+      scales: { x: { time: false, range: (_, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) }, y: { range: (_, low, high) => uPlot.rangeNum((low ?? 0) - margin, (high ?? 1) + margin, 0.1, true) } },
+      axes: [{ stroke: ink, grid: { stroke: "#8884" }, ...(places.every(Number.isInteger) && { incrs: WHOLE_INCREMENTS }) }, { stroke: ink, grid: { stroke: "#8884" } }],
+      series: [{ label: xTitle }, ...lines],
       hooks: { draw: [(plot) => drawErrors(plot, errors)] },
-    }, [steps, ...runs.map((run) => at(run, (point) => point.value))], box.current);
+    }, [places, ...runs.map((run) => at(run, (point) => point.value))], box.current);
     const observer = new ResizeObserver(() => chart.setSize({ width: box.current.clientWidth, height: 320 }));
     observer.observe(box.current);
     return () => { observer.disconnect(); chart.destroy(); };
   }, [name, runs.map((run) => run.points.map((point) => `${point.jobId}${point.value}`).join()).join()]);
-  return html`<div class="chart" ref=${box} role="img" aria-label=${`${name} over the steps of ${runs.length} runs; the table below has the values`}></div>`;
+  return html`<div class="chart" ref=${box} role="img" aria-label=${`${name} of ${runs.length} runs, by ${xTitle}; the table below has the values`}></div>`;
 }
 
 function drawErrors(plot, errors) {

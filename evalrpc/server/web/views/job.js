@@ -57,7 +57,7 @@ function Actions({ job, caller }) {
   return html`<p class="actions">
     ${hasSamples && html`<a class="button" href=${`/jobs/${job.jobId}/samples`}>Samples</a>`}
     ${hasSamples && html`<a class="button" href=${`/compare?candidate=${job.jobId}`}>Compare</a>`}
-    ${mayChange && html`<a class="button" href=${`/submit?copy=${job.jobId}`}>Copy</a>`}
+    ${mayChange && html`<a class="button" href=${`/submit?copy=${job.jobId}`}>Submit a copy</a>`}
     ${mayChange && isLive(job) && html`<button type="button" disabled=${Boolean(job.cancelRequestedAt)} onClick=${() => act("CancelJob")}>
       ${job.cancelRequestedAt ? "Being cancelled" : "Cancel"}</button>`}
     <${Failure} error=${error} />
@@ -107,7 +107,7 @@ function Log({ job }) {
   return html`<section>
     <h2>Log</h2>
     <p class="actions">
-      ${!isOpen && html`<button type="button" onClick=${() => setText("")}>Show, as it grows</button>`}
+      ${!isOpen && html`<button type="button" onClick=${() => setText("")}>${isLive(job) ? "Show, as it grows" : "Show"}</button>`}
       <a href=${`/v1/jobs/${job.jobId}/log`} download>Download</a>
     </p>
     <${Failure} error=${error} />

@@ -4,12 +4,12 @@ import { call } from "../api.js";
 import { begin, listen } from "../events.js";
 import { go } from "../app.js";
 import { Failure, ProgressBar, Status, Table, useLoaded, useTicks } from "../parts.js";
-import { STATUSES, between, isLive, labelsOf, modelOf, ownerOf, shortId, statusOf, time } from "../text.js";
+import { STATUSES, between, isLive, labelsOf, modelOf, ownerOf, shortId, statusNamed, statusOf, time } from "../text.js";
 
 const PAGE_SIZE = 50;
 
 export function QueueView({ query }) {
-  const status = STATUSES.find((name) => name === query.get("status")) || "";
+  const status = statusNamed(query.get("status"));
   const labels = query.get("labels") || "";
   const pageToken = query.get("page") || "";
   const [jobs, setJobs] = useState(null);

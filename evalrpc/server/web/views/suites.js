@@ -4,13 +4,14 @@ import { call } from "../api.js";
 import { begin, listen } from "../events.js";
 import { go } from "../app.js";
 import { Failure, Status, Table, Value, useLoaded } from "../parts.js";
-import { STATUSES, between, isLive, labelsOf, modelOf, number, ownerOf, shortId, time } from "../text.js";
+import { STATUSES, between, isLive, labelsOf, modelOf, number, ownerOf, shortId, statusNamed, time } from "../text.js";
 
 const PAGE_SIZE = 50;
 const MAX_LOOKS = 10; // a page may be empty where few of many runs are wanted
 
 export function SuitesView({ query }) {
-  const [suite, status, labels, pageToken] = ["suite", "status", "labels", "page"].map((name) => query.get(name) || "");
+  const [suite, labels, pageToken] = ["suite", "labels", "page"].map((name) => query.get(name) || "");
+  const status = statusNamed(query.get("status"));
   const [suites] = useLoaded(async (signal) => (await call("ListSuites", { pageSize: 1000 }, signal)).suites || [], []);
   const [page, error, again] = useLoaded(
     (signal) => load({ suites: suite ? [suite] : [], statuses: status ? [`JOB_STATUS_${status}`] : [], labelSelector: labels }, pageToken, signal),
