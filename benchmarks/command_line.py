@@ -62,6 +62,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "watch-dropped": watching.dropped,
     "watch-never-reading": watching.never_reading,
     "hostile-neighbours": hostile.neighbours,
+    "hostile-neighbours-with-disk": hostile.neighbours_with_a_disk,
     "read-artifact": reading.artifact,
     "compare-verdicts": comparing.verdicts,
     "compare-methods": methods.methods,
@@ -123,6 +124,8 @@ def _missing(name: str) -> str:
         return warm.missing()
     if name == "served":
         return served.missing()
+    if name == "hostile-neighbours-with-disk" and os.geteuid():
+        return "only root may mount a disk"
     if name in _SINGLE_CALLS and not h2load.is_installed():
         return "h2load is not installed: Debian has it in nghttp2-client"
     return ""

@@ -1,8 +1,8 @@
 """Removal of the files of deleted jobs, until they are gone.
 
-Nothing has to be remembered for it: what is in the folder of jobs and belongs to no job is to be removed, and the store knows
-the folders outside of the data directory, since the commit that deleted the job. So what could not be removed, or was not yet
-when the server died, is found again.
+Nothing has to be remembered for it: what has the id of a job in the folder of jobs, and belongs to none, is to be removed, and
+the store knows the folders outside of the data directory, since the commit that deleted the job. So what could not be removed,
+or was not yet when the server died, is found again.
 """
 
 import logging
@@ -16,6 +16,7 @@ from typing import Final
 
 from evalrpc.errors import StoreUnavailableError
 from evalrpc.files.trees import remove_tree
+from evalrpc.jobs.ids import is_job_id
 from evalrpc.jobs.paths import JOBS_DIR, job_dir
 from evalrpc.server.problems import Problems
 from evalrpc.store.base import Store
@@ -93,7 +94,8 @@ class Removals:
 
     def _orphans(self) -> Iterator[str]:
         with suppress(FileNotFoundError), os.scandir(self._data_dir / JOBS_DIR) as entries:
-            while page := [entry.name for entry in islice(entries, _PAGE)]:  # in batches, since there may be very many
+            names = (entry.name for entry in entries if is_job_id(entry.name))  # a disk for runs alone has a `lost+found`
+            while page := list(islice(names, _PAGE)):  # in batches, since there may be very many
                 for name in sorted(set(page) - self._store.jobs_with_files(page)):
                     if self.stopping:
                         return

@@ -1,4 +1,4 @@
-"""Whether the server can write, found out by writing: so its health says when the disk of its data folder is full or fails."""
+"""Whether the server can write, found out by writing: so its health says when a disk of its data folder is full or fails."""
 
 import asyncio
 import logging
@@ -9,6 +9,7 @@ from typing import Final
 
 from evalrpc.errors import StoreUnavailableError
 from evalrpc.files.private import create_private_file
+from evalrpc.jobs.paths import JOBS_DIR
 from evalrpc.server.health import Health
 from evalrpc.store.base import Store
 
@@ -24,12 +25,12 @@ _log = logging.getLogger(__name__)
 
 
 class WriteCheck:
-    """Suspends the health while the store can't commit, or less than 1 MiB can be written to the data folder. Runs on the event
-    loop; `readers` writes the file."""
+    """Suspends the health while the store can't commit, or less than 1 MiB can be written to the data folder, or to that of the
+    jobs' files where this is a disk of its own. Runs on the event loop; `readers` writes."""
 
     def __init__(self, store: Store, data_dir: Path, health: Health, readers: Executor) -> None:
         self._store = store
-        self._probe = data_dir / _PROBE_NAME
+        self._data_dir = data_dir
         self._health = health
         self._readers = readers
         self._problem = ""
@@ -57,21 +58,22 @@ class WriteCheck:
     async def _write(self) -> str:
         """Write, and return what went wrong."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._readers, self._write_probe)
+            problem = await asyncio.get_running_loop().run_in_executor(self._readers, self._write_probes)
             await asyncio.wrap_future(self._store.check_writable())
         except StoreUnavailableError as error:
             return error.message
-        except OSError as error:
-            return f"the data folder can't be written: {error.strerror}"
-        return ""
+        return problem
 
-    def _write_probe(self) -> None:
-        """Take up room on the disk, and give it back. Raises OSError."""
+    def _write_probes(self) -> str:
+        """Take up room on each disk, and give it back. Return what went wrong."""
+        folder = self._data_dir
         try:
-            with create_private_file(self._probe) as file:
-                os.posix_fallocate(file.fileno(), 0, _PROBE_BYTES)
-        finally:
-            self._probe.unlink(missing_ok=True)
+            _write_probe(folder / _PROBE_NAME)
+            if (folder := folder / JOBS_DIR).is_mount():
+                _write_probe(folder / _PROBE_NAME)
+        except OSError as error:
+            return f"{folder} can't be written: {error.strerror}"
+        return ""
 
     def _note(self, problem: str) -> None:
         """Change the health if the problem has come, or gone, and log what has changed."""
@@ -82,3 +84,12 @@ class WriteCheck:
             _log.info("serving again: the server can write")
             self._health.resume()
         self._problem = problem
+
+
+def _write_probe(path: Path) -> None:
+    """Raises OSError."""
+    try:
+        with create_private_file(path) as file:
+            os.posix_fallocate(file.fileno(), 0, _PROBE_BYTES)
+    finally:
+        path.unlink(missing_ok=True)

@@ -22,6 +22,8 @@ from evalrpc.server.memory import Memory
 from evalrpc.server.removals import Removals
 from evalrpc.store.sqlite.store import SqliteStore
 
+ORPHAN = "3f0c7d52-6a94-4d0e-8a57-1b9c2f6e0d11"
+
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
@@ -73,17 +75,19 @@ def failed(error: Exception) -> Future[Any]:
 
 
 def test_it_drops_old_events_erases_deleted_jobs_and_removes_what_no_job_refers_to(store: SqliteStore, data_dir: Path) -> None:
-    (data_dir / "jobs" / "orphan").mkdir(parents=True)
+    for name in (ORPHAN, "lost+found"):
+        (data_dir / "jobs" / name).mkdir(parents=True)
     jobs = [submit(store, request={"model": "m" * 1000}) for _ in range(10)]
     finish(store, jobs[0].job_id)
     store.delete(jobs[0].job_id).result(SECONDS)
 
     def is_done() -> bool:
-        return not (data_dir / "jobs" / "orphan").exists() and store.oldest_revision > 0 and not store._unerased
+        return not (data_dir / "jobs" / ORPHAN).exists() and store.oldest_revision > 0 and not store._unerased
 
     keep_house(store, data_dir, is_done, journal_max_bytes=5000)
     kept = store.events_after(store.oldest_revision, 100)
     assert 2000 < sum(len(event.event) for event in kept) <= 5000
+    assert (data_dir / "jobs" / "lost+found").exists(), "it is no job's"
 
 
 @pytest.mark.parametrize("error", [StoreUnavailableError("disk full"), OSError(5, "I/O error"), ValueError("a bug")])
@@ -108,7 +112,7 @@ def test_a_step_that_fails_is_said_once_and_stops_no_other(
     error: Exception,
 ) -> None:
     caplog.set_level(logging.INFO)
-    (data_dir / "jobs" / "orphan").mkdir(parents=True)
+    (data_dir / "jobs" / ORPHAN).mkdir(parents=True)
     calls = dict.fromkeys(("compact", "erase", "remove_orphans", "pending_removals", "expired_jobs", "listdir"), 0)
 
     def count(name: str, target: Any) -> None:
@@ -127,7 +131,7 @@ def test_a_step_that_fails_is_said_once_and_stops_no_other(
 
     def is_done() -> bool:
         others = [number for name, number in calls.items() if name != "remove_orphans"]
-        return min(others) > 5 and not (data_dir / "jobs" / "orphan").exists()
+        return min(others) > 5 and not (data_dir / "jobs" / ORPHAN).exists()
 
     keep_house(store, data_dir, is_done, retention_max_jobs=1000, retention_max_bytes=10**9)
     logged = [record for record in caplog.records if record.name == "evalrpc.server.housekeeping"]

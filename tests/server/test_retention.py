@@ -24,6 +24,7 @@ from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import jobs_pb2 as pb
 
 MIB = 1024 * 1024
+ORPHAN = "3f0c7d52-6a94-4d0e-8a57-1b9c2f6e0d11"
 
 
 class Keeper:
@@ -169,11 +170,11 @@ def test_files_are_kept_for_the_jobs_that_share_them_and_removed_with_the_last(k
 
 def test_a_stop_breaks_off_what_is_being_removed(keeper: Keeper) -> None:
     keeper.ended("old")
-    (keeper.data_dir / "jobs" / "orphan").mkdir()
+    (keeper.data_dir / "jobs" / ORPHAN).mkdir()
     keeper.clock.seconds += 100
     keeper.removals.stop()
     assert (keeper.retention(max_age_seconds=1).sweep(), keeper.removals.remove_orphans()) == (0, 0)
-    assert keeper.left() == ({"old"}, {"old", "orphan"})
+    assert keeper.left() == ({"old"}, {"old", ORPHAN})
 
 
 def test_the_jobs_that_ended_first_go_until_the_files_of_the_others_are_small_enough(keeper: Keeper, tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from serving import COMPLETED, ServerHere, Site
+from serving import COMPLETED, QUEUED, ServerHere, Site
 from small_disk import small_disk
 from waiting import DEADLINE_SECONDS, eventually
 
+from evalrpc.scheduling import supervisor
 from evalrpc.server import write_check
 
 MIB = 1024 * 1024
@@ -63,6 +64,28 @@ def test_while_the_disk_is_full_and_no_longer(
         eventually(lambda: not (disk / "write-check").exists())
         said = [record.getMessage() for record in caplog.records if record.name == write_check.__name__]
         assert [text.partition(":")[0] for text in said] == ["not serving, since the server can't write"] * 2
+        server.stop()
+
+
+def test_while_the_disk_that_runs_have_for_themselves_is_full(
+    serve: Callable[..., ServerHere], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_RETRY_SECONDS", 0.02)
+    (site.folder / "data").mkdir(mode=0o700)
+    with small_disk(site.folder / "data" / "jobs", "4m") as disk:
+        (disk / "lost+found").mkdir(mode=0)
+        server = serve()
+        changes = watch(server)
+        assert next(changes) == SERVING
+        fill(disk / "filling")
+        assert next(changes) == NOT_SERVING
+        job_id = server.api.submit("good").job_id
+        assert server.api.get(job_id).status == QUEUED
+        (disk / "filling").unlink()
+        assert next(changes) == SERVING
+        assert server.api.wait_for(job_id, COMPLETED)
+        server.api.DeleteJob(job_id=job_id)
+        eventually(lambda: [path.name for path in disk.iterdir()] == ["lost+found"])
         server.stop()
 
 

@@ -493,13 +493,14 @@ def test_jobs_without_followers_end_without_a_query_and_are_not_remembered(
 
 
 def test_a_database_that_is_gone_is_not_begun_anew_beside_its_journal_or_its_jobs(data_dir: Path) -> None:
-    for trace in ("evalrpc.sqlite3-wal", "jobs/a"):
+    for trace in ("evalrpc.sqlite3-wal", "jobs/3f0c7d52-6a94-4d0e-8a57-1b9c2f6e0d11"):
         data_dir.joinpath(trace).parent.mkdir(parents=True, exist_ok=True)
         data_dir.joinpath(trace).write_text("x")
         refusals = errors_of_opening_twice(data_dir)
         assert [refusal.split()[:3] for refusal in refusals] == [["ConfigurationError", "setting", "data_dir:"]] * 2
         assert data_dir.joinpath(trace).exists()
         data_dir.joinpath(trace).unlink()
+    (data_dir / "jobs" / "lost+found").mkdir()
     open_store(data_dir).close()
 
 

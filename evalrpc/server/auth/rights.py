@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import Message
 
 from evalrpc.errors import EvalrpcError, PermissionDeniedError
-from evalrpc.server import validation
+from evalrpc.jobs.ids import is_job_id
 from evalrpc.server.call import Principal, Role
 from evalrpc.store.base import Store, job_not_found, suite_run_not_found
 
@@ -126,7 +126,7 @@ class Guard:
     async def _not_own(self, kind: "_Kind", ids: Sequence[str], owner: str) -> Sequence[str]:
         """Return those of the ids that are not this owner's, whether they are others' or nobody's. What is no id is left to the
         call, which names the field."""
-        doubtful = [each for each in ids if not self._is_known_own(each, owner) and validation.is_job_id(each)]
+        doubtful = [each for each in ids if not self._is_known_own(each, owner) and is_job_id(each)]
         if not doubtful:
             return ()
         own = await self._known(kind, doubtful, owner)

@@ -5,7 +5,7 @@ A module for each subject; `fields.py` has what holds for a field in whichever r
 
 from evalrpc.server.validation.comparisons import comparison, flips, history, plan
 from evalrpc.server.validation.evaluations import harness_name, suite_request
-from evalrpc.server.validation.fields import cancel_reason, engine_id, is_job_id, metric_selectors, offsets
+from evalrpc.server.validation.fields import cancel_reason, engine_id, metric_selectors, offsets
 from evalrpc.server.validation.jobs import job_filter, log, submission, update, updated_fields, view, watch
 from evalrpc.server.validation.requiring import page_size_of, require, require_job_id
 from evalrpc.server.validation.samples import sample_listing, sample_media
@@ -18,7 +18,6 @@ __all__ = [
     "flips",
     "harness_name",
     "history",
-    "is_job_id",
     "job_filter",
     "log",
     "metric_selectors",

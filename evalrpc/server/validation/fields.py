@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from evalrpc.errors import FieldViolation
 from evalrpc.jobs import lifecycle
+from evalrpc.jobs.ids import is_job_id
 from evalrpc.printable import first_unprintable
 from evalrpc.protobuf.texts import MAX_NAME_LENGTH
 from evalrpc.v1.results_pb2 import MetricSelector
@@ -23,7 +24,6 @@ MAX_TIMEOUT_SECONDS: Final = 366 * _SECONDS_PER_DAY
 MIN_HEARTBEAT_SECONDS: Final = 0.1
 
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}")
-_JOB_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 Violations = Iterator[FieldViolation]
@@ -73,11 +73,6 @@ def cancel_reason(reason: str) -> Violations:
 
 
 # Ids
-
-
-def is_job_id(value: str) -> bool:
-    """Return whether this can be the id of a job."""
-    return _JOB_ID.fullmatch(value) is not None
 
 
 def job_id(field: str, value: str) -> Violations:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.errors import ConfigurationError
+from evalrpc.jobs.ids import is_job_id
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.paths import JOBS_DIR
 from evalrpc.store.sqlite import deduplication, journal
@@ -87,8 +88,9 @@ def _require_not_lost(path: Path) -> None:
             "setting store: the jobs of this data folder were migrated to PostgreSQL; say where they are, as in "
             "store = postgresql://USER@HOST/DATABASE"
         )
-    traces = [trace for trace in (path.with_name(f"{path.name}-wal"), path.parent / JOBS_DIR) if _has_content(trace)]
-    traces += [trace for trace in (path.parent / RESTORING_DIR,) if trace.exists()]
+    journal, jobs, restoring = path.with_name(f"{path.name}-wal"), path.parent / JOBS_DIR, path.parent / RESTORING_DIR
+    found = ((journal, _has_content(journal)), (jobs, _has_jobs(jobs)), (restoring, restoring.exists()))
+    traces = [trace for trace, is_there in found if is_there]
     if traces and not _has_content(path):
         raise ConfigurationError(
             f"setting data_dir: the database {path} is empty or gone, though {traces[-1]} is there; "
@@ -96,7 +98,10 @@ def _require_not_lost(path: Path) -> None:
         )
 
 
-def _has_content(path: Path) -> bool:
-    if path.is_dir():
-        return next(path.iterdir(), None) is not None
-    return path.exists() and path.stat().st_size > 0
+def _has_content(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
+
+
+def _has_jobs(folder: Path) -> bool:
+    """Whether the files of a job are there: a disk that was mounted for runs alone has its `lost+found`."""
+    return folder.is_dir() and any(is_job_id(path.name) for path in folder.iterdir())
