@@ -99,6 +99,8 @@ def calls() -> Iterator[tuple[str, str, str]]:
         f"{_EXHAUSTED} `REQUEST_TOO_LARGE`",
     )
     yield ("what is before the body of an HTTP request", size(connection.MAX_HEAD_BYTES), "status 431 and a closed connection")
+    yield ("what is after it, or between its parts", size(connection.MAX_HEAD_BYTES), "a closed connection")
+    yield ("HTTP requests that wait for the answer to one before", f"{connection.MAX_PIPELINED}", "a closed connection")
     yield ("parameters of an HTTP request", f"{request.MAX_PARAMETERS:,}", "INVALID_ARGUMENT, `INVALID_REQUEST`")
     yield ("comparisons at a time, of all callers", f"{threads.MAX_COMPARISONS}", "a wait for its turn")
     long_work = f"of these, that read more than {size(comparer.QUICK_BYTES)} or take longer than {comparer.QUICK_SECONDS:g} s"

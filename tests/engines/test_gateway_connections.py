@@ -49,6 +49,8 @@ def exchange(gateway: GatewayProcess, data: bytes) -> bytes:
         (QUESTION + b"Upgrade: h2c\r\nConnection: Upgrade\r\n\r\n", 501),
         (QUESTION + b"A: b\r\n" * 20_000, 431),
         (b"GET /j/" + b"x" * 100_000, 431),
+        (QUESTION + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nA: " + b"x" * 1_000_000, 431),
+        (QUESTION + b"Transfer-Encoding: chunked\r\n\r\n2;" + b"x" * 1_000_000, 431),
         (b"GET /j/" + b"x" * 10_000 + b" HTTP/1.1\r\nConnection: close\r\n\r\n", 404),
         (b"CONNECT example.org:443 HTTP/1.1\r\n\r\n", 501),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),

@@ -389,9 +389,34 @@ def received(connected: socket.socket) -> bytes:
         return b""
 
 
+GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
+CHUNKED = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+ASKING = CHUNKED % path_of("GetQueue").encode()
+WATCHING = b"GET /v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
 def test_a_head_without_end_is_refused(http: HttpApi) -> None:
-    assert raw(http, b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 2**20).startswith(b"HTTP/1.1 431")
+    assert raw(http, GET + b"x: " + b"y" * 2**20).startswith(b"HTTP/1.1 431")
     assert raw(http, b"no HTTP at all\r\n\r\n").startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(ASKING + b"0\r\n" + b"a:\r\n" * 2**18, id="trailers"),
+        pytest.param(ASKING + b"0\r\na: " + b"y" * 2**20, id="one trailer"),
+        pytest.param(ASKING + b"2;" + b"y" * 2**20, id="what is said of a chunk"),
+        pytest.param(WATCHING + (GET + b"\r\n") * 100, id="requests that wait for the answer to the one before"),
+    ],
+)
+def test_nothing_but_a_body_may_be_long(http: HttpApi, sent: bytes) -> None:
+    assert b"431" not in raw(http, sent)
+
+
+def test_what_comes_after_a_body_changes_no_request_and_a_few_requests_may_wait(http: HttpApi) -> None:
+    closing = GET + b"connection: close\r\n\r\n"
+    answers = raw(http, ASKING + b"2\r\n{}\r\n0\r\nhost: elsewhere\r\n\r\n" + (GET + b"\r\n") * 8 + closing)
+    assert answers.count(b"HTTP/1.1 200") == 10
 
 
 def test_who_says_nothing_is_hung_up_on(http: HttpApi, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from evalrpc.engines.gateway.upstream import header
 UNBUDGETED_BYTES: Final = 64 << 10
 """Bodies up to this size are read at once: the number of connections bounds them."""
 
-_MAX_HEAD_BYTES: Final = 64 << 10
+_MAX_BARE_BYTES: Final = 64 << 10  # of a head, of trailers, or of the framing between two parts of a body
 _MAX_NEXT_BYTES: Final = 256 << 10
 _WRITE_BUFFER_BYTES: Final = 256 << 10
 
@@ -129,7 +129,7 @@ class ClientConnection(asyncio.Protocol):
         self._request: ClientRequest | None = None
         self._task: asyncio.Task[None] | None = None
         self._room: asyncio.Task[None] | None = None
-        self._head_bytes = 0
+        self._bare_bytes = 0
         self._body_bytes = 0
         self._has_head = False
         self._is_read = False
@@ -286,6 +286,7 @@ class ClientConnection(asyncio.Protocol):
         if request is None or self._is_deaf():
             return
         self._deadline = time.monotonic() + _BODY_SECONDS if self._room is None else _NEVER
+        self._bare_bytes = 0
         self._body_bytes += len(data)
         request.chunks.append(data)
         if self._body_bytes > self._limits.max_body_bytes:
@@ -303,15 +304,15 @@ class ClientConnection(asyncio.Protocol):
             self._start(self._request)
 
     def _parse(self, data: bytes) -> None:
-        self._head_bytes += len(data)
+        self._bare_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._refuse(501, "the gateway speaks only HTTP/1.1")
         except httptools.HttpParserError as error:
             self._refuse(400, f"this is no HTTP: {error}")
-        if not self._has_head and self._head_bytes > _MAX_HEAD_BYTES:
-            self._refuse(431, "the head of the request is too long")
+        if self._bare_bytes > _MAX_BARE_BYTES:
+            self._refuse(431, "the request has too much before, between or after the parts of its body")
 
     def _is_deaf(self) -> bool:
         """Return whether the rest of what was read is not wanted. A request before the last one is answered is none."""
@@ -378,7 +379,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_answered = False
         self._idle_since = time.monotonic()
         self._deadline = self._idle_since + _IDLE_SECONDS
-        self._head_bytes = 0
+        self._bare_bytes = 0
         if self._next:
             data = bytes(self._next)
             self._next.clear()

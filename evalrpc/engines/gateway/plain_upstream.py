@@ -9,7 +9,7 @@ import httptools
 from evalrpc.engines.gateway.upstream import Address, NotConnectedError, OutgoingRequest, UpstreamError
 
 _CONNECT_SECONDS: Final = 10.0
-_MAX_HEAD_BYTES: Final = 256 << 10
+_MAX_BARE_BYTES: Final = 256 << 10  # of a head, of trailers, or of the framing between two parts of a body
 _MAX_UNREAD_BYTES: Final = 256 << 10
 """Beyond this much of an answer that nobody has read yet, no more is taken from the engine."""
 
@@ -89,7 +89,8 @@ class _Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self._chunks: deque[bytes] = deque()
         self._unread_bytes = 0
-        self._head_bytes = 0
+        self._bare_bytes = 0
+        self._has_come = False
         self._has_head = False
         self._is_whole = False
         self._keep_alive = False
@@ -153,7 +154,7 @@ class _Connection(asyncio.Protocol):
 
     def _raise_failure(self) -> None:
         if self._failure:
-            is_stale = self._answers > 1 and not self._head_bytes
+            is_stale = self._answers > 1 and not self._has_come
             raise (_StaleError if is_stale else UpstreamError)(self._failure)
 
     async def _change(self) -> None:
@@ -173,8 +174,8 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        if not self._has_head:
-            self._head_bytes += len(data)
+        self._has_come = True
+        self._bare_bytes += len(data)
         if self._is_whole or not self._silence_seconds:
             self._fail("the engine sent more than its answer")
         else:
@@ -192,7 +193,7 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(f"the engine does not speak HTTP: {error}")
-        if not self._has_head and self._head_bytes > _MAX_HEAD_BYTES:
+        if self._bare_bytes > _MAX_BARE_BYTES:
             self._fail("the engine sends headers without end")
         if self._unread_bytes > _MAX_UNREAD_BYTES and not self._is_paused and not self._is_whole:
             self._is_paused = True
@@ -247,6 +248,7 @@ class _Connection(asyncio.Protocol):
             self._is_whole = True  # the parser would wait for a body; `close` drops the connection
 
     def on_body(self, body: bytes) -> None:
+        self._bare_bytes = 0
         if not self._is_whole:
             self._chunks.append(body)
             self._unread_bytes += len(body)

@@ -1,7 +1,8 @@
 """One connection of an HTTP client: uvicorn's, with bounds on its head, its age and its idleness, and with an end for the call
 of a client that has left.
 
-uvicorn itself lets a client take for ever to send a head of any size, and goes on with a call whose client has gone.
+uvicorn itself lets a client take for ever to send a head of any size, keeps all trailers and all requests that a client sends
+before it has its answer, and goes on with a call whose client has gone.
 """
 
 import asyncio
@@ -18,7 +19,10 @@ SCOPE_KEY: Final = "evalrpc.connection"
 """Where the application finds the connection in a scope."""
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""The most that a client may send before the body of a request."""
+"""The most that a client may send before the body of a request, or after it, or of its framing between two parts."""
+
+MAX_PIPELINED: Final = 16
+"""How many requests of a client may wait for the answer to the one before them."""
 
 HEAD_SECONDS: Final = 20.0
 """How long a client may take for that, and for its first request after it has connected."""
@@ -53,8 +57,8 @@ class HttpConnection(HttpToolsProtocol):
     def __init__(self, config: Config, connections: HttpConnections) -> None:
         super().__init__(config, connections, {})
         self._all = connections
-        self._head_bytes = 0
         self._is_head = True
+        self._bare_bytes = 0  # since the begin of a head, or the last of a body
         self._timers: list[asyncio.TimerHandle] = []
         self._head_timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -123,14 +127,14 @@ class HttpConnection(HttpToolsProtocol):
             self._all.are_gone.set()
 
     def data_received(self, data: bytes) -> None:
-        """Parse it, as long as it is no head without end."""
-        if self._is_head:
-            self._head_bytes += len(data)
+        """Parse it, as long as what is no body has an end."""
+        self._bare_bytes += len(data)
         super().data_received(data)
-        if self._is_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.transport.write(
-                b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-            )
+        if self._bare_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            if self.cycle is None or self.cycle.response_complete:  # else it would stand within another answer
+                self.transport.write(
+                    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+                )
             self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -138,14 +142,27 @@ class HttpConnection(HttpToolsProtocol):
         super().on_message_begin()
         self.scope[SCOPE_KEY] = self  # type: ignore[typeddict-unknown-key]
         if not self._is_head:
-            self._is_head, self._head_bytes = True, 0
+            self._is_head, self._bare_bytes = True, 0
             self._expect_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header. What comes after a body is passed over, so that it changes no request which is let in already."""
+        if self._is_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """Begin with the call."""
+        """Begin with the call, or have it wait for those before it."""
         self._is_head = False
         self._unset_head_timer()
-        super().on_headers_complete()
+        if len(self.pipeline) < MAX_PIPELINED:
+            super().on_headers_complete()
+        else:
+            self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        self._bare_bytes = 0
+        super().on_body(body)
 
     def _expect_head(self) -> None:
         self._unset_head_timer()
