@@ -12,25 +12,25 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
-
-from google.protobuf import json_format
+from typing import Final, TypeVar
 
 from evalrpc.clock import Clock
-from evalrpc.config import EndpointSettings, EngineSettings
+from evalrpc.config import EndpointSettings
 from evalrpc.engines.definition import EngineDefinition
 from evalrpc.engines.endpoints import Endpoints, EndpointUse, endpoint_problem
-from evalrpc.engines.engine import LOST, START_FAILED, Engine, EngineDependencies, remembered
+from evalrpc.engines.engine import LOST, START_FAILED, Engine, EngineDependencies
 from evalrpc.engines.gateway_keeper import GatewayKeeper
 from evalrpc.engines.holdings import EngineHolding
 from evalrpc.engines.replicas import WantedReplica, identity_of, users_of, wanted
+from evalrpc.engines.restoring import end_engines, restored_engines
+from evalrpc.engines.start_breakers import Breaker, StartBreakers
 from evalrpc.engines.weights import Weights
 from evalrpc.errors import EngineNotFoundError, FieldViolation, GatewayError, InvalidRequestError, RunFailedError
-from evalrpc.executors.base import NO_LIMITS, Executor, Resources, RunAccount, RunKey, RunLimits
+from evalrpc.executors.base import NO_LIMITS, Executor, Resources, RunAccount, RunLimits
 from evalrpc.files.private import make_private_folder
 from evalrpc.files.trees import remove_tree
 from evalrpc.jobs.paths import ENGINES_DIR, engines_dir
@@ -44,22 +44,11 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo, ServedModel
 _GATEWAY_DIR: Final = "gateway"
 _WEIGHTS_DIR: Final = "weights"
 _KEPT_ENDED: Final = 20
-_FIRST_PAUSE_SECONDS: Final = 30.0
-_MAX_PAUSE_SECONDS: Final = 900.0
 _LOOK_SECONDS: Final = 0.5
 _JOIN_SECONDS: Final = 2.0
 
 _Reason = TypeVar("_Reason")
 _log = logging.getLogger(__name__)
-
-
-class _Breaker(NamedTuple):
-    """Keeps jobs from waiting for a start that has just failed."""
-
-    failures: int
-    until: float
-    """By the clock's monotonic time."""
-    error: RunFailedError
 
 
 @dataclass
@@ -121,7 +110,7 @@ class EnginePool:
         self._lock = threading.Lock()
         self._reserved: list[_Reserved] = []
         self._engines: list[Engine] = []  # in the order of their starts
-        self._breakers: dict[tuple[str, str], _Breaker] = {}
+        self._breakers = StartBreakers(clock)
         self.gateway: Final = GatewayKeeper(executor, clock, self._folder / _GATEWAY_DIR)
         """Passes the questions of jobs on to engines."""
         self._endpoints = Endpoints(endpoints, secrets, self.gateway)
@@ -354,9 +343,7 @@ class EnginePool:
             if engine.is_up:
                 engine.stop("an operator has ended it")
             if engine.beside is not None:  # which else would be started again
-                until = self._clock.monotonic() + _MAX_PAUSE_SECONDS
-                error = RunFailedError(LOST, "an operator has ended it")
-                self._breakers[engine.identity, engine.owner] = _Breaker(1, until, error)
+                self._breakers.pause(engine, RunFailedError(LOST, "an operator has ended it"))
 
     def log_path(self, engine_id: str) -> Path | None:
         """Return the log of an engine; None if it is forgotten."""
@@ -412,7 +399,8 @@ class EnginePool:
         Raises OSError.
         """
         if self._left_folder is not None:
-            self._end_left(self._left_folder)
+            end_engines(self._left_folder, self._dependencies, self._account_of)
+            GatewayKeeper(self._dependencies.executor, self._clock, self._left_folder / _GATEWAY_DIR).restore(frozenset())
         jobs = list(jobs)
         users: dict[str, set[str]] = {}
         needed: set[str] = set()
@@ -421,12 +409,7 @@ class EnginePool:
                 users.setdefault(engine_id, set()).add(job.job_id)
                 if not is_giving_way(job):
                     needed.add(engine_id)
-        for folder, facts in self._remembered(self._folder):
-            try:
-                engine = self._restored(folder, facts)
-            except (KeyError, TypeError, ValueError, json_format.ParseError) as error:
-                _log.warning("the engine of an earlier server can't be taken up: %s", error, extra={"engine_id": folder.name})
-                continue
+        for engine in restored_engines(self._folder, self._dependencies, self._definitions, self._account_of):
             engine.users = users.get(engine.engine_id, set())
             engine.is_retired = bool(engine.users) and engine.engine_id not in needed  # it gives way with them
             engine.idle_since = self._clock.monotonic()
@@ -436,27 +419,6 @@ class EnginePool:
             for used in [each for each in self._engines if job.job_id in each.users]:
                 self._note_replicas(used, job)
         self.gateway.restore({engine.gateway_name for engine in self._engines}, self._endpoints.restore(jobs))
-
-    def _end_left(self, folder: Path) -> None:
-        """End the engines of a server that was alone on this machine, whose jobs get others. Raises OSError."""
-        for left, facts in self._remembered(folder):
-            number = int(facts["start_count"])
-            key = RunKey(left.name, number, left / f"start-{number}", (), self._account_of(str(facts["owner"])))
-            if (handle := self._dependencies.executor.find(key)) is not None:
-                with closing(handle), suppress(RunFailedError):  # which can't be ended, so its GPUs show that they are in use
-                    handle.end(self._dependencies.grace_seconds)
-            remove_tree(left)
-        GatewayKeeper(self._dependencies.executor, self._clock, folder / _GATEWAY_DIR).restore(frozenset())
-
-    def _remembered(self, folder: Path) -> list[tuple[Path, Mapping[str, Any]]]:
-        """Return what earlier servers have written down of engines that had not ended, replicas last. Raises OSError."""
-        found: list[tuple[Path, Mapping[str, Any]]] = []
-        for each in sorted(folder.glob("engine-*")):
-            if (facts := remembered(each)) is not None:
-                found.append((each, facts))
-            else:
-                remove_tree(each)
-        return sorted(found, key=lambda each: bool(each[1].get("replica_of")))
 
     def begin_restored(self) -> None:
         """Go on with the engines that `restore` has found. Raises OSError."""
@@ -473,40 +435,6 @@ class EnginePool:
             thread.join(_JOIN_SECONDS)  # one that asks an engine for its first answer may wait long, and loses nothing
         self._weights.close()
         self.gateway.close()
-
-    def _restored(self, folder: Path, facts: Mapping[str, Any]) -> Engine:
-        served = json_format.ParseDict(facts["served_model"], ServedModel())
-        is_configured = served.engine in self._definitions
-        owner = str(facts["owner"])
-        replica_of = str(facts.get("replica_of", ""))
-        beside = self._named(replica_of)
-        engine = Engine(
-            self._dependencies,
-            folder.name,
-            str(facts["identity"]),
-            folder,
-            Resources(str(facts["node"]), tuple(facts["devices"])),
-            self._definitions[served.engine] if is_configured else EngineDefinition(EngineSettings(served.engine, ())),
-            served,
-            self._account_of(owner),
-            owner,
-            str(facts["fingerprint"]),
-            start_count=int(facts["start_count"]),
-            restart_count=int(facts["restart_count"]),
-            port=int(facts["port"]),
-            start_seconds=facts.get("start_seconds"),
-            first_job_id=str(facts.get("first_job_id", "")),
-            warnings=tuple(map(str, facts.get("warnings", ()))),
-            beside=beside,
-            number=int(facts.get("number", 1)),
-        )
-        engine.started_at.FromNanoseconds(int(facts["started_ns"]))
-        engine.state_since.CopyFrom(engine.started_at)
-        if not is_configured:
-            engine.stop_reason = "it is not configured any more"
-        elif replica_of and beside is None:
-            engine.stop_reason = "the engine beside which it answered is gone"
-        return engine
 
     def _engine_of(self, job: JobInfo, served: ServedModel) -> Engine | _Reserved:
         """Return the engine that a job was placed on, or has used before a restart. Raises RunFailedError. Called with the lock
@@ -578,14 +506,13 @@ class EnginePool:
     def _named(self, engine_id: str) -> Engine | None:
         return next((each for each in self._engines if each.engine_id == engine_id), None)
 
-    def _open_breaker(self, identity_: str, owner: str) -> _Breaker | None:
-        breaker = self._breakers.get((identity_, self._for_whom(owner)))
-        return breaker if breaker is not None and self._clock.monotonic() < breaker.until else None
+    def _open_breaker(self, identity_: str, owner: str) -> Breaker | None:
+        return self._breakers.open(identity_, self._for_whom(owner))
 
     def _tell_change(self) -> None:
         """Note what has ended, and wake all who wait. Called without the lock."""
         with self._lock:
-            self._note_outcomes()
+            self._breakers.follow(self._engines)
             forgotten = self._forget_ended()
         for engine in forgotten:
             with suppress(OSError):
@@ -593,21 +520,6 @@ class EnginePool:
         with self._changed:
             self._changed.notify_all()
         self.on_change()
-
-    def _note_outcomes(self) -> None:
-        """Open the breaker of an engine that could not be started, and close that of one that answers."""
-        now = self._clock.monotonic()
-        self._breakers = {place: each for place, each in self._breakers.items() if now < each.until + _MAX_PAUSE_SECONDS}
-        for engine in self._engines:
-            place = (engine.identity, engine.owner)
-            if engine.state == pb.ENGINE_STATE_READY:
-                self._breakers.pop(place, None)
-            elif engine.state == pb.ENGINE_STATE_STOPPING and engine.error is not None and not engine.is_judged:
-                engine.is_judged = True
-                if engine.error.job_error.reason != LOST or engine.beside is not None:
-                    failures = self._breakers[place].failures + 1 if place in self._breakers else 1
-                    pause = min(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _MAX_PAUSE_SECONDS)
-                    self._breakers[place] = _Breaker(failures, now + pause, engine.error)
 
     def _forget_ended(self) -> list[Engine]:
         """Forget all but the last engines that have ended. Return those."""
