@@ -12,16 +12,14 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from sortedcontainers import SortedKeyList
-
 from evalrpc.clock import Clock
 from evalrpc.engines.holdings import EngineHolding
 from evalrpc.executors.base import Node, Resources
 from evalrpc.jobs import lifecycle, transitions
-from evalrpc.jobs.defaults import gpus_needed, queue_of, takes_served_slot
+from evalrpc.jobs.defaults import takes_served_slot
 from evalrpc.jobs.holds import NO_HOLDS, Holds
 from evalrpc.jobs.lifecycle import Status
-from evalrpc.jobs.served_models import engine_gpu_count, engine_needs, needs_of, needs_text, served_models
+from evalrpc.jobs.served_models import engine_gpu_count, needs_of, served_models
 from evalrpc.jobs.share_policy import Entitlements, charged_width, is_urgent
 from evalrpc.protobuf import wire_format
 from evalrpc.protobuf.times import seconds_of
@@ -33,6 +31,7 @@ from evalrpc.scheduling.forecast import Forecast, Line
 from evalrpc.scheduling.owner_queue import OwnerQueue
 from evalrpc.scheduling.placeable_nodes import PlaceableNodes
 from evalrpc.scheduling.placement import Choice, Head, QueuedJob, Reservation, Running, RunningJob
+from evalrpc.scheduling.queued_jobs import QueuedJobs
 from evalrpc.scheduling.running_jobs import RunningJobs
 from evalrpc.scheduling.shares import Holding, RunUse, Shares, Standing, quota_reason, service_order, within_quota
 from evalrpc.store.base import AttemptUse, Change, ListedJob, QueuedRow
@@ -77,10 +76,7 @@ class QueueState:
         self._clock = clock
         self._preemption_interval_seconds = preemption_interval_seconds
         self._lock = threading.Lock()
-        self._queued: dict[str, QueuedJob] = {}  # those that are served, so not those that follow another job
-        self._following: set[str] = set()
-        self._queues: dict[str, OwnerQueue] = {}  # of the owners that have queued jobs
-        self._delayed = _by_readiness()  # those that are not offered yet, since they are to be tried again later
+        self._queued = QueuedJobs()
         self._running = RunningJobs(self._nodes, owns, engines)
         self._shares = Shares(half_life_seconds)
         self._charges = EngineCharges()
@@ -136,15 +132,7 @@ class QueueState:
 
     def load(self, queued: Iterable[QueuedRow], running: Iterable[ListedJob], uses: Iterable[AttemptUse] = ()) -> None:
         """Take the jobs that were live when the store was opened, and what earlier attempts have used."""
-        rows = list(queued)
-        self._following = {row.job_id for row in rows if row.follows}
-        entries = [_entry(row) for row in rows if not row.follows]
-        self._queued = {entry.job_id: entry for entry in entries}
-        self._delayed = _by_readiness(entry for entry in entries if entry.ready_seconds)
-        by_owner: dict[str, list[QueuedJob]] = {}
-        for entry in entries:
-            by_owner.setdefault(entry.owner, []).append(entry)
-        self._queues = {owner: _queue_of(owner, of_owner) for owner, of_owner in by_owner.items()}
+        self._queued.load(queued)
         now_seconds = self.now_seconds()
         for use in uses:
             self._shares.restore(use.owner, use.width, use.started_ns / 1e9, use.ended_ns / 1e9, now_seconds)
@@ -209,7 +197,7 @@ class QueueState:
             told = {}
             self._told = state, told
         if (job_id, names_others) not in told:
-            entry = self._queued.get(job_id)
+            entry = self._queued.find(job_id)
             waiting = self._unstored(job_id, pb.JOB_STATUS_QUEUED, names_others).SerializeToString()
             if entry is not None and entry.ready_seconds:
                 return waiting  # a wait for a time ends by itself
@@ -225,7 +213,7 @@ class QueueState:
             return _NOTHING
         with self._lock:
             if status == pb.JOB_STATUS_QUEUED:
-                entry = self._queued.get(job_id)  # None: it has started meanwhile
+                entry = self._queued.find(job_id)  # None: it has started meanwhile
                 position = self._position(entry) if entry else 0
                 wait_reason = self._wait_reason(entry, position, names_others) if entry else "about to start"
                 return pb.JobInfo(position_in_queue=position, wait_reason=wait_reason)
@@ -234,7 +222,7 @@ class QueueState:
     def position_for(self, priority: int, owner: str = "") -> int:
         """Return the position that a new job of this priority would have."""
         with self._lock:
-            queue = self._queues.get(owner) or OwnerQueue(owner)
+            queue = self._queued.by_owner.get(owner) or OwnerQueue(owner)
             line, index = self._line(queue, owner, self.now_seconds()), queue.count_before_new(priority)
             return self._forecast_now().position_of_new(line, index, is_urgent=is_urgent(owner, priority))
 
@@ -253,9 +241,7 @@ class QueueState:
         for it.
         """
         with self._lock:
-            while self._delayed and self._delayed[0].ready_seconds <= now_seconds:
-                entry = self._delayed.pop(0)
-                self._queues[entry.owner].offer(entry)
+            self._queued.offer_ready(now_seconds)
             engines = self._engines.holdings()
             terms = _Terms(passed, self._holdings(passed, engines), engines, now_seconds, reservation_seconds)
             self._quotas_kept_for = {}
@@ -280,7 +266,7 @@ class QueueState:
             free = next((each.free for each in self._free(placed).nodes if each.name == node), ())
             if not num_gpus:
                 return ()
-            if len(free) < num_gpus or any(self._as_placed(each).num_gpus for each in self._queued.values()):
+            if len(free) < num_gpus or any(self._as_placed(each).num_gpus for each in self._queued):
                 return None
             engines = self._engines.holdings()
             holdings, policy = self._holdings(placed, engines), self._entitlements.policy
@@ -304,10 +290,10 @@ class QueueState:
     def _holdings(self, placed: Mapping[str, Resources], engines: Sequence[EngineHolding]) -> Mapping[str, Holding]:
         """Return what each owner holds, also for jobs that are placed and do not run yet."""
         of_engines = gpus_by_owner(engines, self._owner_of)
-        owners = {*self._queues, *self._shares.owners(), *of_engines}
+        owners = {*self._queued.by_owner, *self._shares.owners(), *of_engines}
         holdings = {owner: self._shares.holding(owner).with_engines(of_engines.get(owner, 0)) for owner in owners}
         for job_id, resources in placed.items():
-            entry = self._queued.get(job_id)
+            entry = self._queued.find(job_id)
             if entry is not None:
                 gpu_count = len(resources.devices)
                 width = gpu_count or int(not any(need.num_gpus for need in needs_of(entry.engine)))
@@ -320,15 +306,15 @@ class QueueState:
 
     def _owner_of(self, job_id: str) -> str | None:
         """Return the owner of a live job."""
-        job = self._running.find(job_id) or self._queued.get(job_id)
+        job = self._running.find(job_id) or self._queued.find(job_id)
         return job.owner if job is not None else None
 
     def _heads(self, terms: "_Terms", without_gpus: bool) -> Iterator[Head]:
         """Yield the first job of each owner and width that may start, as far as quotas go, in the order of service; or only of
         the owners that have some without GPUs. An owner's turn costs something only when it comes."""
-        owners = [owner for owner, queue in self._queues.items() if not without_gpus or queue.may_need_no_gpus]
+        owners = [owner for owner, queue in self._queued.by_owner.items() if not without_gpus or queue.may_need_no_gpus]
         standings = [(self._standing(owner, terms), owner) for owner in owners]
-        hurried = ((standing, owner) for standing, owner in standings if self._queues[owner].has_urgent)
+        hurried = ((standing, owner) for standing, owner in standings if self._queued.by_owner[owner].has_urgent)
         yield from sorted(head for each in hurried for head in self._heads_of(*each, terms) if head.is_urgent)
         standings.sort()
         for _, equals in groupby(standings, key=itemgetter(0)):
@@ -350,7 +336,9 @@ class QueueState:
 
     def _allowed(self, owner: str, terms: "_Terms") -> Sequence[QueuedJob]:
         """Return the first job of each width of one owner, as far as the quota goes."""
-        heads = sorted(self._as_placed(job) for job in self._queues[owner].heads(terms.passed) if not self._is_loading(job))
+        heads = sorted(
+            self._as_placed(job) for job in self._queued.by_owner[owner].heads(terms.passed) if not self._is_loading(job)
+        )
         quota, needs = self._entitlements.policy.quota(owner), partial(self._gpus_counted_for, terms.engines)
         allowed = within_quota(heads, terms.holdings[owner], quota, terms.now_seconds, terms.reservation_seconds, needs)
         if allowed.kept_for is not None:
@@ -371,7 +359,7 @@ class QueueState:
     def _reservation_that_holds(self, terms: "_Terms") -> Reservation | None:
         """Return the reservation of the last choice, if its job may still start and is the first of its width."""
         reservation = self._reservation
-        if reservation is None or reservation.job.owner not in self._queues:
+        if reservation is None or reservation.job.owner not in self._queued.by_owner:
             return None
         return reservation if reservation.job in self._allowed(reservation.job.owner, terms) else None
 
@@ -389,7 +377,7 @@ class QueueState:
 
     def _is_awaited(self, identity_: str) -> bool:
         """Return whether queued jobs name an engine."""
-        return any(queue.has_offers_for(identity_) for queue in self._queues.values())
+        return any(queue.has_offers_for(identity_) for queue in self._queued.by_owner.values())
 
     def _may_preempt(self, job: pb.JobInfo, now_seconds: float) -> bool:
         """Return whether a preemptible job may be asked to give way: not if that was so shortly before, or if it is ending."""
@@ -406,17 +394,18 @@ class QueueState:
     def may_preempt_later(self) -> bool:
         """Return whether time alone may bring it about that a running job has to give way to a queued one."""
         with self._lock:
-            is_waiting = any(queue.has_offers for queue in self._queues.values())
+            is_waiting = any(queue.has_offers for queue in self._queued.by_owner.values())
             return is_waiting and self._running.has_preemptible
 
     def seconds_until_ready(self) -> float | None:
         """Return how long it takes until a job is ready that was not so for the last `choose`; None where there is none."""
         with self._lock:
-            return max(0.0, self._delayed[0].ready_seconds - self.now_seconds()) if self._delayed else None
+            ready_seconds = self._queued.next_ready_seconds
+            return None if ready_seconds is None else max(0.0, ready_seconds - self.now_seconds())
 
     def width_of(self, job_id: str) -> int:
         """Return how many GPUs a queued job asks for; 0 for one that is queued no more."""
-        entry = self._queued.get(job_id)
+        entry = self._queued.find(job_id)
         return entry.num_gpus if entry is not None else 0
 
     def now_seconds(self) -> float:
@@ -428,7 +417,7 @@ class QueueState:
         with self._lock:
             if owner is None:
                 return [entry.job_id for entry in self._forecast_now().first(limit)]
-            queue = self._queues.get(owner)
+            queue = self._queued.by_owner.get(owner)
             return [entry.job_id for entry in queue.order.islice(stop=limit)] if queue else []
 
     def owner_shares(self, limit: int, owner: str | None = None) -> list[OwnerShare]:
@@ -454,7 +443,7 @@ class QueueState:
             ]
 
     def _owner_share(self, owner: str) -> OwnerShare:
-        policy, queue, holding = self._entitlements.policy, self._queues.get(owner), self._holding(owner)
+        policy, queue, holding = self._entitlements.policy, self._queued.by_owner.get(owner), self._holding(owner)
         quota = policy.quota(owner)
         return OwnerShare(
             owner=owner,
@@ -486,12 +475,12 @@ class QueueState:
     @property
     def queued_count(self) -> int:
         """How many jobs are queued, also those that follow another."""
-        return len(self._queued) + len(self._following)
+        return self._queued.count
 
     @property
     def following_count(self) -> int:
         """How many of the queued jobs follow another."""
-        return len(self._following)
+        return self._queued.following_count
 
     def free(self, placed: Mapping[str, Resources] | None = None) -> Capacity:
         """Return what no job of this server holds: neither a running one, nor one in `placed`, by job id with its place.
@@ -504,7 +493,7 @@ class QueueState:
 
     def _is_served(self, job_id: str) -> bool:
         """Return whether a live job takes a slot of those with a served model."""
-        entry = self._queued.get(job_id)
+        entry = self._queued.find(job_id)
         return self._running.is_served(job_id) or (entry is not None and entry.is_served)
 
     def nodes_changed(self) -> Sequence[pb.JobInfo]:
@@ -550,7 +539,7 @@ class QueueState:
         state = self.state
         if self._forecast is None or self._forecast[0] != state:
             now_seconds = self.now_seconds()
-            lines = [self._line(queue, owner, now_seconds) for owner, queue in self._queues.items()]
+            lines = [self._line(queue, owner, now_seconds) for owner, queue in self._queued.by_owner.items()]
             self._forecast = state, Forecast(lines, self._shares.typical_use)
         return self._forecast[1]
 
@@ -560,7 +549,7 @@ class QueueState:
         return Line(owner, queue.order, queue.urgent_count, standing, policy.weight(owner))
 
     def _position(self, entry: QueuedJob) -> int:
-        return self._forecast_now().position(entry.owner, self._queues[entry.owner].order.index(entry))
+        return self._forecast_now().position(entry.owner, self._queued.by_owner[entry.owner].order.index(entry))
 
     def _wait_reason(self, entry: QueuedJob, position: int, names_others: bool) -> str:
         if self.draining:
@@ -600,20 +589,20 @@ class QueueState:
     def _reservation_before(self, entry: QueuedJob, position: int) -> Reservation | None:
         """Return the reservation of the last choice, if it keeps a job waiting, or is for that job."""
         reservation = self._reservation
-        if reservation is None or reservation.job.job_id not in self._queued:
+        first = self._queued.find(reservation.job.job_id) if reservation is not None else None
+        if reservation is None or first is None:
             return None
         is_urgent_alone = is_urgent(entry.owner, -entry.negated_priority) and not is_urgent(
             reservation.job.owner, -reservation.job.negated_priority
         )
         if reservation.job.owner != entry.owner and not is_urgent_alone:
             return reservation
-        first = self._queued[reservation.job.job_id]  # of which a reservation has only what is missing
-        return reservation if self._position(first) <= position else None
+        return reservation if self._position(first) <= position else None  # not its own job, of which it has what is missing
 
     def _follow_reason(self, job: pb.JobInfo, names_others: bool) -> str:
         """Say which job another one follows."""
         with self._lock:
-            source = self._queued.get(job.cached_from) or self._running.find(job.cached_from)
+            source = self._queued.find(job.cached_from) or self._running.find(job.cached_from)
             is_named = names_others or source is None or source.owner == job.owner
         return f"follows job {job.cached_from}" if is_named else "follows another job"
 
@@ -632,44 +621,19 @@ class QueueState:
             self._shares.begin(after.owner, _use_of(after), seconds_of(after.started_at), now_seconds)
 
     def _place(self, change: Change) -> None:
-        job_id = change.job.job_id
         if change.job.status == pb.JOB_STATUS_RUNNING:
             self._running.add(change.job, change.sequence)
             self._known_free = None
-        elif transitions.is_follower(change.job):
-            self._following.add(job_id)
         elif change.job.status == pb.JOB_STATUS_QUEUED:
-            self._enqueue(_entry(_row(change)))
-
-    def _enqueue(self, entry: QueuedJob) -> None:
-        self._queued[entry.job_id] = entry
-        queue = self._queues.setdefault(entry.owner, OwnerQueue(entry.owner))
-        queue.order.add(entry)
-        if entry.ready_seconds:
-            self._delayed.add(entry)
-        else:
-            queue.offer(entry)
+            self._queued.add(change)
 
     def _remove(self, change: Change) -> None:
         job_id = change.job.job_id
         if change.status_changed or change.deleted:
             self._running.forget_progress(job_id)
-        self._following.discard(job_id)
-        entry = self._queued.pop(job_id, None)
-        if entry is not None:
-            self._dequeue(entry)
+        self._queued.remove(job_id)
         if self._running.remove(job_id):
             self._known_free = None
-
-    def _dequeue(self, entry: QueuedJob) -> None:
-        queue = self._queues[entry.owner]
-        queue.order.remove(entry)
-        if entry in self._delayed:
-            self._delayed.remove(entry)
-        else:
-            queue.withdraw(entry)
-        if not queue.order:
-            del self._queues[entry.owner]
 
 
 class _Terms(NamedTuple):
@@ -684,46 +648,6 @@ class _Terms(NamedTuple):
     def has_waited(self, job: QueuedJob) -> bool:
         """Return whether a job has waited long."""
         return self.now_seconds - job.created_seconds >= self.reservation_seconds
-
-
-def _by_readiness(entries: Iterable[QueuedJob] = ()) -> "SortedKeyList[QueuedJob]":
-    return SortedKeyList(entries, key=lambda entry: entry.ready_seconds)
-
-
-def _row(change: Change) -> QueuedRow:
-    job = change.job
-    return QueuedRow(
-        job.job_id,
-        change.sequence,
-        job.priority,
-        gpus_needed(job.request),
-        job.created_at.ToNanoseconds(),
-        job.retry_at.ToNanoseconds(),
-        owner=job.owner,
-        engine=needs_text(engine_needs(job.request, job.job_id)),
-        executor=queue_of(job.request),
-    )
-
-
-def _entry(row: QueuedRow) -> QueuedJob:
-    return QueuedJob(
-        -row.priority,
-        row.sequence,
-        row.job_id,
-        row.num_gpus,
-        row.created_ns / 1e9,
-        row.retry_ns / 1e9,
-        row.owner,
-        row.engine,
-        row.executor,
-        bool(row.engine) and row.num_gpus == sum(need.num_gpus for need in needs_of(row.engine)),
-    )
-
-
-def _queue_of(owner: str, entries: Sequence[QueuedJob]) -> OwnerQueue:
-    queue = OwnerQueue(owner)
-    queue.load((entry for entry in entries if not entry.ready_seconds), (entry for entry in entries if entry.ready_seconds))
-    return queue
 
 
 def _use_of(job: pb.JobInfo) -> RunUse:

@@ -136,12 +136,12 @@ def test_the_engines_end_that_start_fastest_and_none_that_need_not(queue: Queue)
         queue.engines.put(model, gpu, start_seconds=seconds)
     queue.run("", "3")
     job = queue.submit(num_gpus=1)
-    assert queue.choose() == Eviction(queue.state._queued[job], ("engine-b",))
+    assert queue.choose() == Eviction(queue.state._queued.find(job), ("engine-b",))
     queue.engines.put("d", "0", "2", start_seconds=40.0)
     del queue.engines.by_model["a"], queue.engines.by_model["c"]
     queue.end(job)
     wide = queue.submit(num_gpus=2)
-    assert queue.choose() == Eviction(queue.state._queued[wide], ("engine-d",)), "the one that starts fastest is no help"
+    assert queue.choose() == Eviction(queue.state._queued.find(wide), ("engine-d",)), "the one that starts fastest is no help"
 
 
 def test_engines_that_end_are_waited_for_and_no_second_one_ends(queue: Queue) -> None:
@@ -160,7 +160,7 @@ def test_an_engine_that_is_about_to_get_a_job_does_not_end_for_another_one_withi
     served = queue.submit("m", 4)
     assert queue.placed() == served
     queue.clock.seconds += RESERVATION
-    assert queue.choose() == Eviction(queue.state._queued[waiting], ("engine-m",))
+    assert queue.choose() == Eviction(queue.state._queued.find(waiting), ("engine-m",))
 
 
 def test_an_engine_in_use_serves_no_further_job_once_another_one_has_waited_long_for_its_gpus(queue: Queue) -> None:
@@ -304,7 +304,7 @@ def with_replica(queue: Queue, **fields: Any) -> str:
 def test_a_replica_ends_for_whoever_needs_its_gpu_and_its_jobs_go_on(queue: Queue) -> None:
     with_replica(queue)
     wide = queue.submit(num_gpus=3)
-    assert queue.choose() == Eviction(queue.state._queued[wide], ("engine-replica",))
+    assert queue.choose() == Eviction(queue.state._queued.find(wide), ("engine-replica",))
 
 
 def test_an_engine_gives_way_with_its_replicas(queue: Queue) -> None:
