@@ -7,7 +7,7 @@ every other argument what its field takes; also NumPy's numbers, enums and paths
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
 from enum import Enum
 from reprlib import repr as shortened
@@ -218,11 +218,22 @@ def _integer(path: str, number: int) -> int:
 def _require(message: type[Message], name: str, value: Any) -> None:
     """Raise the error of one field, in our words, if it does not take this value."""
     field = message.DESCRIPTOR.fields_by_name[name]
-    try:
-        message(**{name: value})
-    except (TypeError, ValueError) as error:
-        cls = UnsendableError if isinstance(error, ValueError) else TypeError
-        raise cls(f"{name} must be {_expected(field)}, not {_described(value)}") from None
+    for path, part, item in _parts(name, value) if field.is_repeated else [(name, value, value)]:
+        try:
+            message(**{name: part})
+        except (TypeError, ValueError) as error:
+            if isinstance(item, str) and field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+                text(path, item)
+            cls = UnsendableError if isinstance(error, ValueError) else TypeError
+            raise cls(f"{path} must be {_expected(field)}, not {_described(item)}") from None
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each item of the value of a repeated field, with its path and as a list of its own; what is no list, as it is."""
+    if isinstance(value, list | tuple):
+        yield from ((f"{name}[{index}]", [item], item) for index, item in enumerate(value))
+    else:
+        yield name, value, value
 
 
 def _expected(field: Any) -> str:

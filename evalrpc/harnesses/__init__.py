@@ -28,6 +28,7 @@ from evalrpc.harnesses.base import (
     StepsHarness,
     TaskArgsHarness,
     TaskReporter,
+    WarningHarness,
 )
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.names import device_violations, task_problem
@@ -69,6 +70,7 @@ __all__ = [
     "StepsHarness",
     "TaskArgsHarness",
     "TaskReporter",
+    "WarningHarness",
     "advance",
     "arguments",
     "bounds",

@@ -95,6 +95,14 @@ class ParallelHarness(Protocol):
 
 
 @runtime_checkable
+class WarningHarness(Protocol):
+    """Optional interface of a harness that knows what is doubtful about a request which it takes."""
+
+    def warnings(self, request: EvaluateRequest, /) -> Iterable[str]:
+        """Yield what whoever submits should know, each in a sentence. `violations` have found nothing."""
+
+
+@runtime_checkable
 class TaskArgsHarness(Protocol):
     """Optional interface of a harness that takes `task_args`. For any other, a request with some is refused."""
 

@@ -1,12 +1,15 @@
 """Decides how the processes of a run of lm-eval or lmms-eval share its GPUs: by the model's type and its arguments, unless the
-request says so."""
+request says so. Knows, too, where the model's arguments take another number of GPUs than the run gets."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any, Final
 
 from evalrpc.harnesses.arguments import plain_arguments
 from evalrpc.harnesses.base import Run
+from evalrpc.jobs.defaults import gpus_of_run
+from evalrpc.protobuf.bounds import count
 from evalrpc.results.metrics import number
 from evalrpc.v1.jobs_pb2 import (
     GPU_MODE_DATA_PARALLEL,
@@ -27,6 +30,21 @@ _SIZES: Final = (
 """Arguments that say over how many GPUs a process spreads its model, or copies of it."""
 _SWITCHES: Final = ("parallelize", "infer_auto_device_map")
 """Arguments that have a process spread its model."""
+_COUNTED: Final = frozenset(
+    {
+        *("vllm", "vllm-vlm", "vllm_chat", "vllm_generate", "whisper_vllm", "longvila", "trtllm"),
+        *("sglang", "sglang_runtime", "llava_sglang"),
+    }
+)
+"""Types of models that take exactly as many GPUs as their arguments multiply to, and one without them."""
+_FACTORS: Final = (
+    ("tensor_parallel_size", "tp_size"),
+    ("pipeline_parallel_size", "pp_size"),
+    ("data_parallel_size", "dp_size"),
+)
+"""These arguments, with their other names."""
+_SHARED_GPUS: Final = ("enable_dp_attention", "nnodes")
+"""Arguments with which the product means something else."""
 
 
 def gpu_mode(run: Run, of_harness: GpuMode.ValueType = GPU_MODE_UNSPECIFIED) -> GpuMode.ValueType:
@@ -39,6 +57,19 @@ def gpu_mode(run: Run, of_harness: GpuMode.ValueType = GPU_MODE_UNSPECIFIED) -> 
     arguments = plain_arguments(run.request.model_args)
     is_split = not _is_launched(arguments) and (bool(_ENGINES & name_parts(run.request)) or _splits_model(arguments))
     return run.request.gpu_mode or of_harness or (GPU_MODE_MODEL_PARALLEL if is_split else GPU_MODE_DATA_PARALLEL)
+
+
+def gpu_warnings(request: EvaluateRequest) -> Iterator[str]:
+    """Yield a warning if the engine of the model takes more or fewer GPUs, by the model's arguments, than the run gets."""
+    num_gpus, arguments = gpus_of_run(request), plain_arguments(request.model_args)
+    is_counted = request.model in _COUNTED and request.gpu_mode != GPU_MODE_DATA_PARALLEL
+    if not (is_counted and num_gpus) or any(map(arguments.get, _SHARED_GPUS)):
+        return
+    taken = prod(max(count(number(arguments.get(name))) or 1 for name in names) for names in _FACTORS)
+    if taken != num_gpus:
+        gets = "1 GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
+        sizes = " x ".join(names[0] for names in _FACTORS)
+        yield f"num_gpus: the run gets {gets}, and by its model_args {request.model} takes {taken}, which is {sizes}"
 
 
 def name_parts(request: EvaluateRequest) -> set[str]:

@@ -14,7 +14,7 @@ from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import arguments, lm_eval_family, task_args
 from evalrpc.harnesses.arguments import plain_arguments, yaml_text
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
-from evalrpc.harnesses.gpu_modes import gpu_mode, name_parts
+from evalrpc.harnesses.gpu_modes import gpu_mode, gpu_warnings, name_parts
 from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, installed_modules, note_version
 from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.harnesses.served import pointed_at
@@ -127,6 +127,10 @@ class LmEvalHarness:
         """Return whether one process per GPU runs, or one that sees all."""
         is_api = not _APIS.isdisjoint(name_parts(run.request))
         return gpu_mode(run, GPU_MODE_MODEL_PARALLEL if is_api else GPU_MODE_UNSPECIFIED)
+
+    def warnings(self, request: EvaluateRequest, /) -> Iterable[str]:
+        """Yield a warning for GPUs that an engine does not use, or that it lacks."""
+        return gpu_warnings(request)
 
     def with_served_model(self, request: EvaluateRequest, served: ServedEndpoint) -> EvaluateRequest:
         """Have the server asked for completions where it knows log-probabilities, and so can do every task, and otherwise for

@@ -1,4 +1,4 @@
-"""Which metrics selectors take. What is empty in a selector takes any, so a metric is looked for under at most eight selectors,
+"""Which metrics selectors take. What is empty in a selector takes any, so a metric is looked for under at most ten selectors,
 however many there are."""
 
 from collections.abc import Iterable
@@ -17,8 +17,11 @@ def parts_of(selector: MetricSelector) -> Parts:
 
 
 def parts_taking(metric: Metric | MetricComparison) -> set[Parts]:
-    """Return the parts of all selectors that take a metric."""
-    return set(product(("", metric.task), ("", metric.metric), ("", metric.filter)))
+    """Return the parts of all selectors that take a metric, and of what `parse_metric` makes of its text, where it takes the
+    `pass` of a metric `pass/1` for a part of the task's name."""
+    task, _, name = f"{metric.task}/{metric.metric}".rpartition("/")
+    filters = ("", metric.filter)
+    return {*product(("", metric.task), ("", metric.metric), filters), *product((task,), (name,), filters)}
 
 
 class Selection:

@@ -19,6 +19,7 @@ from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.protobuf.field_count import counted_fields
 from evalrpc.server.call import Call, Principal
 from evalrpc.server.limits import SMALL_BYTES, Limits
+from evalrpc.server.validation.arguments import MAX_NESTING
 
 Handler = Callable[[bytes, Call], Awaitable[bytes]]
 """Answers one serialised message with another, or sends those of a stream and returns none. Raises EvalrpcError only."""
@@ -204,7 +205,10 @@ def _decoder(method: MethodDescriptor) -> Callable[[bytes], Message]:
         try:
             return message_class.FromString(request)
         except DecodeError:
-            text = f"the bytes sent are no {method.input_type.full_name}: was the client made from another schema?"
+            text = (
+                f"the bytes sent are no {method.input_type.full_name}: was the client made from another schema, or are "
+                f"arguments nested more than {MAX_NESTING} deep?"
+            )
             raise InvalidRequestError(text) from None
 
     return decode

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from evalrpc.clock import Clock
 from evalrpc.errors import FieldViolation, InvalidRequestError, PermissionDeniedError
-from evalrpc.harnesses.base import TaskArgsHarness
+from evalrpc.harnesses.base import TaskArgsHarness, WarningHarness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.ids import job_ids
 from evalrpc.jobs.served_models import served_models
@@ -161,9 +161,12 @@ class Submissions:
         validation.require(found)
 
     async def _check_names(self, job: JobInfo) -> None:
-        """Warn about a harness that is not available, and about a model and tasks that it does not list, or refuse the tasks,
-        depending on the settings. A model is never refused: harnesses load some that they don't list."""
+        """Warn of what the harness doubts, about a harness that is not available, and about a model and tasks that it does not
+        list, or refuse the tasks, depending on the settings. A model is never refused: harnesses load some that they don't
+        list."""
         harness, tasks = job.request.harness, list(job.request.tasks)
+        if isinstance(doubting := self.admission.harnesses[harness], WarningHarness):
+            transitions.add_warnings(job, doubting.warnings(job.request))
         if self.catalog.may_be_unavailable(harness):
             info = await self._look_up(lambda: self.catalog.describe(harness))
             if not info.available:

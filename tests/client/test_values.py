@@ -13,7 +13,7 @@ import pytest
 from evalrpc.client import core, values
 from evalrpc.client.comparing import compare_request
 from evalrpc.protobuf.structs import MAX_DEPTH
-from evalrpc.v1.jobs_pb2 import GetJobRequest, JobInfo, ServedModel, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import GetJobRequest, JobFilter, JobInfo, ServedModel, SubmitJobRequest
 
 
 class Size(enum.Enum):
@@ -190,7 +190,7 @@ def test_arguments_may_be_text() -> None:
     ("arguments", "message"),
     [
         ({"model": 5}, "model must be text, not 5 (an int)"),
-        ({"model": "\udc80"}, "model must be text, not '\\udc80' (a str)"),
+        ({"model": "\udc80"}, "model: '\\udc80' has a character that UTF-8 can't express"),
         ({"tasks": 5}, "tasks must be a list of texts, not 5 (an int)"),
         ({"tasks": None}, "tasks must be a list of texts, not None"),
         ({"tasks": ["a", 5]}, "tasks[1] must be text, not 5 (an int)"),
@@ -241,6 +241,20 @@ def test_a_request_that_is_no_request_is_named() -> None:
 def test_a_job_in_the_place_of_its_id_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match=r"^job_id must be text, not an evalrpc\.v1\.jobs_pb2\.JobInfo$"):
         values.build(GetJobRequest, job_id=JobInfo())
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"tasks": ("a", "\udcff")}, "tasks[1]: '\\udcff' has a character that UTF-8 can't express"),
+        ({"tasks": ["a", 5]}, "tasks[1] must be text, not 5 (an int)"),
+        ({"tasks": 5}, "tasks must be text, not 5 (an int)"),
+        ({"statuses": ["x"]}, "statuses[0] must be a value of its enum, not 'x' (a str)"),
+    ],
+)
+def test_what_is_wrong_in_a_list_is_named_by_its_place(filters: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}$"):
+        values.build(JobFilter, **filters)
 
 
 def test_numbers_of_numpy_are_numbers_everywhere() -> None:

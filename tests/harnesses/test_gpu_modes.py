@@ -126,6 +126,35 @@ def test_without_several_gpus_there_is_nothing_to_share(harness: Any, num_gpus: 
         assert "accelerate.commands.launch" not in harness.command(run).argv
 
 
+@pytest.mark.parametrize(
+    ("model", "num_gpus", "model_args", "taken"),
+    [
+        ("vllm", 4, {}, 1),
+        ("vllm", 4, {"tensor_parallel_size": 2}, 2),
+        ("vllm", 2, {"tensor_parallel_size": "4", "pipeline_parallel_size": 2}, 8),
+        ("vllm", 1, {"data_parallel_size": 2.0}, 2),
+        ("vllm_generate", 4, {"tensor_parallel_size": "nan"}, 1),
+        ("sglang", 8, {"tp_size": 2, "dp_size": 2}, 4),
+        ("vllm", 4, {"tensor_parallel_size": 2, "data_parallel_size": 2}, None),
+        ("vllm", 1, {}, None),
+        ("vllm", 0, {"tensor_parallel_size": 2}, None),
+        ("sglang", 8, {"tp_size": 8, "dp_size": 8, "enable_dp_attention": True}, None),
+        ("hf", 4, {}, None),
+        ("async_hf_model", 4, {}, None),
+        ("sglang-generate", 4, {}, None),
+    ],
+)
+@EITHER
+def test_gpus_that_an_engine_does_not_use_and_those_that_it_lacks_are_warned_of(
+    harness: Any, model: str, num_gpus: int, model_args: dict[str, Any], taken: int | None
+) -> None:
+    message = request(model, **model_args)
+    message.num_gpus = num_gpus
+    assert [f" takes {taken}," in warning for warning in harness.warnings(message)] == ([True] if taken else [])
+    message.gpu_mode = GPU_MODE_DATA_PARALLEL
+    assert not list(harness.warnings(message))
+
+
 def test_inspect_ai_has_one_way_only() -> None:
     settings = HarnessSettings("inspect-ai", "inspect-ai", python=Path("python"))
     assert not isinstance(InspectHarness(settings), ParallelHarness)

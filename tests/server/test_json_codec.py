@@ -92,6 +92,26 @@ def test_a_field_of_the_wrong_kind_is_named(call: str, text: str, field: str) ->
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ('{"request": {"tasks": "t"}}', "request.tasks: must be a list, in []"),
+        ('{"request": {"model": 5}}', "request.model: must be text"),
+        ('{"request": {"numGpus": true}}', "request.numGpus: must be a whole number"),
+        ('{"request": {"numFewshot": "x"}}', "request.numFewshot: must be a whole number"),
+        ('{"request": {"limit": "all"}}', "request.limit: must be a number"),
+        ('{"request": {"modelArgs": "a=1"}}', "request.modelArgs: must be an object, in {}"),
+        ('{"request": 5}', "request: must be an object, in {}"),
+        ('{"cache": "ALLOW"}', "cache: there is no 'ALLOW'; there are: CACHE_MODE_UNSPECIFIED, CACHE_MODE_ALLOW"),
+    ],
+)
+def test_what_is_right_in_its_place_is_said(text: str, refusal: str) -> None:
+    descriptor = next(each for each in _REQUESTS if each.name == "SubmitJobRequest")
+    with pytest.raises(InvalidRequestError) as caught:
+        decode(text.encode(), descriptor)
+    assert caught.value.message == refusal
+
+
 def _decoded(text: bytes, descriptor: Descriptor) -> Message | None:
     try:
         message: Message = GetMessageClass(descriptor).FromString(decode(text, descriptor))

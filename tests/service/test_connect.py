@@ -111,6 +111,13 @@ def test_a_field_that_json_gets_wrong_is_named(http: HttpApi) -> None:
         assert (answer.status, violation["field"]) == (400, field)
 
 
+def test_json_that_is_nested_too_deep_is_told_so(http: HttpApi) -> None:
+    for depth in (20, 60, 99):
+        body = b'{"request": {"model": "m", "tasks": ["t"], "modelArgs": {"a": %s}}}' % (b"[" * depth + b"]" * depth)
+        answer = http.request("POST", path_of("SubmitJob"), body, JSON)
+        assert (answer.status, "nested more than 16 deep" in answer.json["message"]) == (400, True), answer.json["message"]
+
+
 def test_what_is_no_object_in_json_is_refused(http: HttpApi) -> None:
     for body in (b"{", b"[]", b"3", b"null", b"\xff", b'{"a":1,"a":2}', b"[" * 100_000, b"{}" * 2):
         answer = http.request("POST", path_of("GetQueue"), body, JSON)

@@ -55,6 +55,12 @@ def test_an_unknown_task_is_warned_of_from_the_first_submission_after_a_restart(
     assert (listing.folder / "asked").read_text() == "x\n"
 
 
+def test_what_a_harness_doubts_is_a_warning_of_the_job(listing: Site, serve: Callable[..., ServerHere]) -> None:
+    call = submission(request={"harness": "lm-eval", "model": "vllm", "tasks": ["gsm8k"], "num_gpus": 2}, validate_only=True)
+    (warning,) = serve().api.SubmitJob(call).warnings
+    assert warning.startswith("num_gpus: the run gets 2 GPUs, and by its model_args vllm takes 1, ")
+
+
 def test_a_harness_that_is_too_old_is_warned_of_until_it_is_not(listing: Site, serve: Callable[..., ServerHere]) -> None:
     packages = listing.folder / "env" / "lib" / "python3.11" / "site-packages"
     (packages / "lm_eval-0.4.13.dist-info").rename(packages / "lm_eval-0.4.9.2.dist-info")

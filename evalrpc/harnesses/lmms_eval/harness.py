@@ -17,7 +17,7 @@ from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import lm_eval_family, task_args
 from evalrpc.harnesses.arguments import plain_arguments, yaml_text
 from evalrpc.harnesses.base import Command, Exit, MediaLimits, Preload, Run, ServedEndpoint, ServedNeeds
-from evalrpc.harnesses.gpu_modes import gpu_mode, is_above_one
+from evalrpc.harnesses.gpu_modes import gpu_mode, gpu_warnings, is_above_one
 from evalrpc.harnesses.installation import (
     SCRIPTS,
     Package,
@@ -125,6 +125,10 @@ class LmmsEvalHarness:
         copies = plain_arguments(run.request.model_args).get("data_parallel_size")
         is_launched = run.request.model in _LAUNCHED and is_above_one(copies)
         return gpu_mode(run, GPU_MODE_DATA_PARALLEL if is_launched else GPU_MODE_UNSPECIFIED)
+
+    def warnings(self, request: EvaluateRequest, /) -> Iterable[str]:
+        """Yield a warning for GPUs that an engine does not use, or that it lacks."""
+        return gpu_warnings(request)
 
     def with_served_model(self, request: EvaluateRequest, served: ServedEndpoint) -> EvaluateRequest:
         """Have the server asked for chats, by a name that lmms-eval does not take for a model of OpenAI's."""

@@ -20,6 +20,8 @@ MIN_DIFFERENCE: Final = 1e-12
 MAX_DIFFERENCE: Final = 1e12
 """What a comparison is planned for. What is beyond can't be computed with."""
 
+_OF_ITSELF: Final = "is the baseline: a job can't be compared with itself"
+
 
 def comparison(call: CompareJobsRequest) -> Violations:
     """Yield what is wrong with a CompareJobsRequest."""
@@ -50,13 +52,15 @@ def _candidates(call: CompareJobsRequest) -> Violations:
     if not 1 <= len(job_ids) <= MAX_CANDIDATES:
         yield FieldViolation("candidate_job_ids", f"has {len(job_ids)} jobs; from 1 to {MAX_CANDIDATES} are allowed")
         return
-    seen = {call.baseline_job_id.lower()}
-    for index, job_id in enumerate(job_ids):
+    baseline, seen = call.baseline_job_id.lower(), set[str]()
+    for index, job_id in enumerate(map(str.lower, job_ids)):
         field = f"candidate_job_ids[{index}]"
         yield from fields.job_id(field, job_id)
-        if job_id and job_id.lower() in seen:
-            yield FieldViolation(field, f"{fields.quote(job_id)} is there twice: a job can't be compared with itself")
-        seen.add(job_id.lower())
+        if job_id and job_id == baseline:
+            yield FieldViolation(field, _OF_ITSELF)
+        elif job_id and job_id in seen:
+            yield FieldViolation(field, f"{fields.quote(job_id)} is there twice")
+        seen.add(job_id)
 
 
 def plan(call: PlanComparisonRequest) -> Violations:
@@ -111,7 +115,7 @@ def _two_jobs(baseline_job_id: str, candidate_job_id: str) -> Violations:
     yield from fields.job_id("baseline_job_id", baseline_job_id)
     yield from fields.job_id("candidate_job_id", candidate_job_id)
     if candidate_job_id and candidate_job_id.lower() == baseline_job_id.lower():
-        yield FieldViolation("candidate_job_id", "is the baseline: a job can't be compared with itself")
+        yield FieldViolation("candidate_job_id", _OF_ITSELF)
 
 
 def history(call: GetHistoryRequest) -> Violations:

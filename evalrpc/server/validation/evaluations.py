@@ -167,9 +167,8 @@ def _limit(request: EvaluateRequest) -> Violations:
 
 def _gpus(request: EvaluateRequest, gpu_counts: Sequence[int]) -> Violations:
     field, wanted = gpus_field(request), gpus_needed(request)
-    negative = {name: count for name, count in gpus_by_field(request).items() if count < 0}
-    for name, count in negative.items():
-        yield FieldViolation(name, f"must not be negative, and is {count}")
+    negative = [each for name, count in gpus_by_field(request).items() for each in fields.not_negative(name, count)]
+    yield from negative
     if not negative and wanted > (widest := max(gpu_counts, default=0)):
         where = executor_of(request) or "this server"
         has = f"no node of {where} has more than {widest}" if len(gpu_counts) > 1 else f"{where} has {widest}"

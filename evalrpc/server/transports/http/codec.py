@@ -17,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from evalrpc.errors import FieldViolation, InvalidRequestError, RequestTooLargeError
 from evalrpc.printable import printable
 from evalrpc.server.limits import SMALL_BYTES
+from evalrpc.server.validation.fields import quote
 
 MAX_JSON_BYTES: Final = 4 * 1024 * 1024
 """The largest request as JSON: it takes some hundred times as long to read as the same message in binary."""
@@ -29,6 +30,18 @@ _REVISION: Final = "revision"
 _UNKNOWN: Final = re.compile(r'Message type "(?P<message>[^"]+)" has no field named "(?P<name>[^"]*)" at "(?P<place>[^"]*)"')
 _PLACE: Final = re.compile(r" at \w+(?:\.(?P<path>[\w.\[\]]*[\w\]]))?\.*$")
 _OUTER: Final = re.compile(r"Failed to parse (\w+) field: ")
+_BAD_ENUM: Final = re.compile(r"Invalid enum value (?P<value>.*) for enum type (?P<enum>[\w.]+)", re.DOTALL)
+_NO_LIST: Final = re.compile(r"repeated field (?P<name>\w+) must be in \[\] which is .*", re.DOTALL)
+_WORDS: Final = tuple(
+    (re.compile(pattern, re.DOTALL), words)
+    for pattern, words in (
+        (r"expected string or bytes-like object.*", "must be text"),
+        (r"invalid literal for int\(\).*|Couldn't parse integer.*|Bool value .* integer field", "must be a whole number"),
+        (r"Couldn't parse float.*|float\(\) argument must be.*", "must be a number"),
+        (r"(Struct|Map field \w+) must be in a dict.*|'\w+' object is not iterable", "must be an object, in {}"),
+    )
+)
+"""What the parser says of values of the wrong kind, in the words of Python, and what that means."""
 _HALF_PAIR: Final = "a text in it has half of a surrogate pair, such as \\ud800, which is no character"
 _PAIRS: Final = json.JSONDecoder(object_pairs_hook=list)
 
@@ -156,10 +169,21 @@ def _refusal(text: str, descriptor: Descriptor, problem: str) -> InvalidRequestE
         return InvalidRequestError(violations=[FieldViolation(field, f"there is no such field; there are: {known}")])
     place = _PLACE.search(text)  # which is not in every text, as the fields around it are not
     field = (place and place["path"]) or ".".join(_OUTER.findall(text))
-    reason = problem or printable(_PLACE.sub("", _OUTER.sub("", text)).rstrip("."))
+    reason = _PLACE.sub("", _OUTER.sub("", text)).rstrip(".")
+    if no_list := _NO_LIST.fullmatch(reason):
+        field, reason = f"{field}.{no_list['name']}".lstrip("."), "must be a list, in []"
+    reason = problem or printable(_in_words(reason, descriptor))
     if field:
         return InvalidRequestError(violations=[FieldViolation(field, reason)])
     return InvalidRequestError(f"the body is no {descriptor.full_name} in JSON: {reason}")
+
+
+def _in_words(text: str, descriptor: Descriptor) -> str:
+    """Return what the parser says of a value, in words that lead on."""
+    if bad := _BAD_ENUM.fullmatch(text):
+        names = ", ".join(descriptor.file.pool.FindEnumTypeByName(bad["enum"]).values_by_name)
+        return f"there is no {quote(bad['value'])}; there are: {names}"
+    return next((words for pattern, words in _WORDS if pattern.fullmatch(text)), text)
 
 
 def _message_named(name: str, descriptor: Descriptor) -> Descriptor:
