@@ -152,7 +152,7 @@ def _show(states: Iterable[JobInfo], form: Form) -> JobInfo:
     return _show_lines(states, err=form is Form.CSV)  # so that stdout has nothing but the table
 
 
-def _show_lines(states: Iterable[JobInfo], *, err: bool = False) -> JobInfo:
+def _show_lines(states: Iterable[JobInfo], *, err: bool) -> JobInfo:
     job, shown, news = JobInfo(), "", _News()
     for job in states:
         for line in news.of(job):

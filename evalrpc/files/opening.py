@@ -136,14 +136,13 @@ def open_to_overwrite(path: Path) -> Iterator[int | None]:
 
 
 @contextmanager
-def open_in(folder: Path, path: Path | str, replaceable_parts: int = _RUN_PARTS) -> Iterator[BinaryIO]:
-    """Open a regular file in a run's folder or below it for reading. `path` is relative, or begins with the folder, of whose
-    path a run may have replaced so many parts, counted from the end.
+def open_in(folder: Path, path: Path | str) -> Iterator[BinaryIO]:
+    """Open a regular file in a run's folder or below it for reading. `path` is relative, or begins with the folder.
 
     Never blocks. Raises OSError: also if it does not exist, lies elsewhere, or if something else is in its place.
     """
     parts = _parts_within(folder, Path(path))
-    descriptor = _open_parts(_open_path(folder, _PASSED_THROUGH, replaceable_parts), parts, _FILE)
+    descriptor = _open_parts(_open_path(folder, _PASSED_THROUGH), parts, _FILE)
     try:
         require_regular(descriptor, parts[-1])
         with open(descriptor, "rb", closefd=False) as file:

@@ -31,13 +31,7 @@ from evalrpc.reading.media_types import HEAD_BYTES, media_type
 from evalrpc.reading.processes import ReadingProcesses
 from evalrpc.reading.sample_references import Reference
 from evalrpc.reading.sample_rows import Sample, SampleSource, find_sample, find_sample_in_process
-from evalrpc.reading.samples import (
-    IN_PLACE_LIMITS,
-    PROCESS_LIMITS,
-    PROCESS_USE,
-    sample_place,
-    source_of,
-)
+from evalrpc.reading.samples import IN_PLACE_LIMITS, PROCESS_LIMITS, PROCESS_USE, sample_place, source_of
 from evalrpc.results.layout import samples_task
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, ReadSampleMediaResponse

@@ -285,11 +285,7 @@ class EvaluationService:
             return self.logs.read_engine_log(job_id, request, self.engines.log_path, self.engines.log_mask, call.send)
         return self.logs.read_log(job_id, request, self._heartbeats(request), call.send)
 
-    async def ListArtifacts(
-        self,
-        request: ListArtifactsRequest,
-        call: Call,
-    ) -> ListArtifactsResponse:
+    async def ListArtifacts(self, request: ListArtifactsRequest, call: Call) -> ListArtifactsResponse:
         """List the files that a job left."""
         bad_numbers = validation.offsets(attempt=request.attempt, page_size=request.page_size)
         job_id = validation.require_job_id(request.job_id, bad_numbers)
@@ -496,11 +492,7 @@ class EvaluationService:
         names, token = await self._list_names(request, lambda names: names.models)
         return ListModelsResponse(models=names, next_page_token=token)
 
-    async def ListHarnesses(
-        self,
-        request: ListHarnessesRequest,
-        call: Call,
-    ) -> ListHarnessesResponse:
+    async def ListHarnesses(self, request: ListHarnessesRequest, call: Call) -> ListHarnessesResponse:
         """List the harnesses that the operator configured."""
         infos = await self._look_up(lambda: [self.catalog.describe(name) for name in sorted(self.harnesses)])
         return ListHarnessesResponse(harnesses=infos)
@@ -517,11 +509,7 @@ class EvaluationService:
             caller.expires_at.FromNanoseconds(sign_in.expires_at_ns)
         return caller
 
-    async def GetServerInfo(
-        self,
-        request: GetServerInfoRequest,
-        call: Call,
-    ) -> GetServerInfoResponse:
+    async def GetServerInfo(self, request: GetServerInfoRequest, call: Call) -> GetServerInfoResponse:
         """Return the server's version, limits and capabilities."""
         methods = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods
         return GetServerInfoResponse(

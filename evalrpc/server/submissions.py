@@ -32,14 +32,7 @@ from evalrpc.server.engine_listing import Engines
 from evalrpc.server.limits import SMALL_BYTES
 from evalrpc.server.suite_submissions import SuiteJobs
 from evalrpc.store.base import Submission, SuiteSubmission
-from evalrpc.v1.jobs_pb2 import (
-    CACHE_MODE_ALLOW,
-    JOB_STATUS_QUEUED,
-    CacheMode,
-    EvaluateRequest,
-    JobInfo,
-    SubmitJobRequest,
-)
+from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, JOB_STATUS_QUEUED, CacheMode, EvaluateRequest, JobInfo, SubmitJobRequest
 from evalrpc.v1.suites_pb2 import SubmitSuiteRequest, Suite, SuiteRun
 
 MAX_TASK_WARNINGS: Final = 16

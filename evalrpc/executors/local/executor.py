@@ -22,9 +22,7 @@ from evalrpc.executors.local.fork_server import ForkServer
 from evalrpc.executors.local.gpu_memory import GpuGuard, NvmlMemory
 from evalrpc.executors.local.leftovers import LOOK_SECONDS, Leftovers, has_begun, is_living, shim_of, traces_of
 from evalrpc.executors.local.orders import order_of
-from evalrpc.executors.local.processes import (
-    jobs_with_processes,
-)
+from evalrpc.executors.local.processes import jobs_with_processes
 from evalrpc.executors.local.run import LOCAL_NODE, SHIM_SECONDS, LocalRun
 from evalrpc.executors.local.short_commands import ShortCommands
 from evalrpc.executors.local.traces import (
@@ -103,7 +101,7 @@ class LocalExecutor:
         """Make the folder of a run's traces, with space reserved for them. Raises OSError."""
         make_room(traces_of(key), step_count)
 
-    def start(self, key: RunKey, command: Command, resources: Resources) -> "LocalRun | WaitingRun":
+    def start(self, key: RunKey, command: Command, resources: Resources) -> LocalRun | WaitingRun:
         """Start a run. Raises RunFailedError with reason START_FAILED; what only shows when the program is started, such as a
         program that does not exist, is raised by `exit_status` instead. Raises OSError if this server is temporarily short of
         a resource; then `find` tells whether the run has begun anyway."""
@@ -112,7 +110,7 @@ class LocalExecutor:
             return self._begin(key, command, resources)
         return WaitingRun(resources, made, partial(self._begin, key, command, resources), partial(self.find, key))
 
-    def find(self, key: RunKey) -> "LocalRun | None":
+    def find(self, key: RunKey) -> LocalRun | None:
         """Find a run that an earlier server started: alive, ended or vanished. None: it never started. Raises OSError."""
         if not has_begun(key):
             return None
@@ -175,7 +173,7 @@ class LocalExecutor:
                 return self._warm_parents.making(command, self._order(key, command, resources), resources.limits)
         return None
 
-    def _begin(self, key: RunKey, command: Command, resources: Resources) -> "LocalRun":
+    def _begin(self, key: RunKey, command: Command, resources: Resources) -> LocalRun:
         """Start a run now. Raises as `start` does."""
         wake = os.eventfd(0)  # first: if no descriptor is left, nothing is started
         try:
@@ -201,7 +199,7 @@ class LocalExecutor:
         wake: int,
         devices: tuple[str, ...],
         cgroup: RunCgroup | None,
-    ) -> "LocalRun":
+    ) -> LocalRun:
         release = partial(self._gpu_guard.release, devices, self._closing)
         return LocalRun(key, Leftovers(key, pid, cgroup), fork_server, wake, devices, release)
 

@@ -113,7 +113,7 @@ def _has_left_traces(key: RunKey) -> bool:
     return has_pid(traces) or has_output(traces, key.log_path, has_log=has_log) or shim_of(key) is not None
 
 
-def _about_to_begin(uid: int | None = None) -> list[int]:
+def _about_to_begin(uid: int | None) -> list[int]:
     """Return processes that may yet begin a run: shims just forked, and fork servers and parents whose server has ended. `uid`:
     the account of parents, if it is another one."""
     fork_servers = [each for each in processes_of_script(Path(shim.__file__), 2) if each.name != shim.RUN_NAME]

@@ -18,12 +18,7 @@ import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
-from evalrpc.errors import (
-    ConfigurationError,
-    RevisionCompactedError,
-    RevisionInFutureError,
-    StoreUnavailableError,
-)
+from evalrpc.errors import ConfigurationError, RevisionCompactedError, RevisionInFutureError, StoreUnavailableError
 from evalrpc.jobs.holds import Holds
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.share_policy import Entitlements
@@ -51,15 +46,7 @@ from evalrpc.store.group_commit import CommitQueue
 from evalrpc.store.lock import lock_data_dir
 from evalrpc.store.postgres import deduplication, journal, suite_runs
 from evalrpc.store.postgres.checking import require_usable
-from evalrpc.store.postgres.connecting import (
-    Connection,
-    Readers,
-    brief,
-    connect_writer,
-    require_valid,
-    shown,
-    unavailable,
-)
+from evalrpc.store.postgres.connecting import Connection, Readers, brief, connect_writer, require_valid, shown, unavailable
 from evalrpc.store.postgres.data_folder import require_same_folder
 from evalrpc.store.postgres.filters import find_jobs
 from evalrpc.store.postgres.hosts import HostsView

@@ -22,14 +22,7 @@ from evalrpc.jobs.filters import JobMatcher, canonical_prefix
 from evalrpc.jobs.label_selectors import Requirement, parse_selector
 from evalrpc.store.base import parse_job
 from evalrpc.store.room import Room
-from evalrpc.store.sqlite.bitmap_index import (
-    JOB_ROWS,
-    LABEL_ROWS,
-    LABEL_VALUE_ROWS,
-    STATUS_ROWS,
-    BitmapIndex,
-    Condition,
-)
+from evalrpc.store.sqlite.bitmap_index import JOB_ROWS, LABEL_ROWS, LABEL_VALUE_ROWS, STATUS_ROWS, BitmapIndex, Condition
 from evalrpc.v1.jobs_pb2 import JobFilter
 
 _END: Final = 2**63 - 1

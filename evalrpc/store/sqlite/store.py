@@ -22,12 +22,7 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
-from evalrpc.errors import (
-    EvalrpcError,
-    RevisionCompactedError,
-    RevisionInFutureError,
-    StoreUnavailableError,
-)
+from evalrpc.errors import EvalrpcError, RevisionCompactedError, RevisionInFutureError, StoreUnavailableError
 from evalrpc.jobs.holds import Holds
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.share_policy import Entitlements

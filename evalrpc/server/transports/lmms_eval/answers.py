@@ -9,14 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.jobs.model_arguments import MODEL_ARGUMENTS
 from evalrpc.server.transports.lmms_eval.requests import PREPARED
-from evalrpc.v1.jobs_pb2 import (
-    JOB_STATUS_COMPLETED,
-    JOB_STATUS_FAILED,
-    JOB_STATUS_QUEUED,
-    EvaluateRequest,
-    JobInfo,
-    JobStatus,
-)
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JOB_STATUS_FAILED, JOB_STATUS_QUEUED, EvaluateRequest, JobInfo, JobStatus
 from evalrpc.v1.queue_pb2 import GetQueueResponse
 
 _PREFIX: Final = "JOB_STATUS_"
