@@ -3,15 +3,14 @@
 import asyncio
 import json
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from engine_stub import EngineStub, Gate, waits
 from gateway_process import TOKEN, GatewayProcess, chat, engine_of, gateway_process, route_to
-from waiting import eventually
+from waiting import eventually, in_background
 
 from evalrpc.engines.gateway.budget import ByteBudget
 from evalrpc.engines.gateway.client_connection import ClientConnection, ClientRequest, Limits
@@ -145,7 +144,7 @@ def test_more_connections_than_allowed_wait(tmp_path: Path, stub: EngineStub) ->
     stub.behave = waits(gate)
     with gateway_process(tmp_path, "--max-connections", "4") as gateway:
         gateway.client.declare([engine_of(stub, max_in_flight=64)], [route_to()])
-        waiting = [_in_the_background(lambda text=text: gateway.ask(chat(text)).status) for text in "abcdefgh"]  # type: ignore[misc]
+        waiting = [in_background(lambda text=text: gateway.ask(chat(text)).status) for text in "abcdefgh"]  # type: ignore[misc]
         gate.wait_for_arrivals(4)
         assert gateway.client.status().connections == 4
         gate.open.set()
@@ -207,9 +206,9 @@ def test_a_client_that_is_too_slow_is_cut_off(data: bytes) -> None:
 def test_sigterm_lets_requests_end(mortal: GatewayProcess, stub: EngineStub) -> None:
     gate = Gate()
     stub.behave = waits(gate)
-    asking = _in_the_background(lambda: mortal.ask(chat("hi")))
+    asking = in_background(lambda: mortal.ask(chat("hi")))
     gate.wait_for_arrivals()
-    stopping = _in_the_background(mortal.terminate)
+    stopping = in_background(mortal.terminate)
     eventually(lambda: "the gateway stops" in mortal.log.read_text())
     gate.open.set()
     answer = asking()
@@ -234,19 +233,7 @@ def test_sigterm_breaks_off_what_takes_too_long(tmp_path: Path, stub: EngineStub
 def test_a_gateway_that_is_started_again_keeps_its_port(mortal: GatewayProcess, stub: EngineStub, recording: Path) -> None:
     assert mortal.ask(chat("hi")).status == 200
     assert mortal.terminate() == 0
-    asking = _in_the_background(lambda: mortal.ask(chat("ho")).status)  # connects while nobody accepts
+    asking = in_background(lambda: mortal.ask(chat("ho")).status)  # connects while nobody accepts
     mortal.start()
     mortal.client.declare([engine_of(stub)], [route_to(recording)])
     assert asking() == 200
-
-
-def _in_the_background(call: Callable[[], object]) -> Callable[[], object]:
-    results: list[object] = []
-    thread = threading.Thread(target=lambda: results.append(call()))
-    thread.start()
-
-    def wait() -> object:
-        thread.join()
-        return results[0]
-
-    return wait

@@ -3,13 +3,14 @@
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
 from engine_stub import Asked, Behaviour, EngineStub, Gate, completion, engine_stub
 from gateway_process import TOKEN, Answer, GatewayProcess, chat, engine_of, route_to
-from waiting import eventually
+from waiting import eventually, in_background
 
 from evalrpc.engines.gateway.contract import Counters, Engine
 
@@ -274,14 +275,5 @@ def test_a_stream_without_a_good_end_is_neither_recorded_nor_counted(
 
 def _ask_in_the_background(gateway: GatewayProcess, *texts: str) -> Callable[[], list[Answer]]:
     """Ask at once, and return what waits for the answers."""
-    answers: list[Answer] = []
-    threads = [threading.Thread(target=lambda text=text: answers.append(gateway.ask(chat(text)))) for text in texts or ("hi",)]
-    for thread in threads:
-        thread.start()
-
-    def wait() -> list[Answer]:
-        for thread in threads:
-            thread.join()
-        return answers
-
-    return wait
+    waits = [in_background(partial(gateway.ask, chat(text))) for text in texts or ("hi",)]
+    return lambda: [wait() for wait in waits]

@@ -4,13 +4,12 @@ import json
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from engine_stub import Asked, EngineStub, Gate, answer_with_number, completion, waits
 from gateway_process import TOKEN, GatewayProcess, chat, engine_of, route_to
-from waiting import eventually
+from waiting import eventually, in_background
 
 from evalrpc.engines.gateway.contract import Counters, Lender
 
@@ -165,7 +164,7 @@ def test_a_client_that_comes_again_early_waits_for_the_question_that_is_being_as
     gate = Gate()
     stub.behave = waits(gate)
     _ask_and_go(served, "hi", gate)
-    asking = _in_the_background(lambda: served.ask(chat("hi")).text)
+    asking = in_background(lambda: served.ask(chat("hi")).text)
     eventually(lambda: served.client.status().connections == 1)
     gate.open.set()
     assert asking() == "answer 1"
@@ -175,7 +174,7 @@ def test_a_client_that_comes_again_early_waits_for_the_question_that_is_being_as
 def test_two_clients_with_the_same_body_get_two_answers(served: GatewayProcess, stub: EngineStub) -> None:
     gate = Gate()
     stub.behave = waits(gate)
-    both = [_in_the_background(lambda: served.ask(chat("hi")).body) for _ in range(2)]
+    both = [in_background(lambda: served.ask(chat("hi")).body) for _ in range(2)]
     gate.wait_for_arrivals(2)
     gate.open.set()
     assert all(wait() for wait in both)
@@ -237,7 +236,7 @@ def test_after_a_kill_nothing_that_was_answered_is_asked_again(
                 break
         return answers
 
-    clients = [_in_the_background(lambda start=start: ask(list(range(start, 200, 4)))) for start in range(4)]
+    clients = [in_background(lambda start=start: ask(list(range(start, 200, 4)))) for start in range(4)]
     for kill in range(1, 4):
         eventually(lambda kill=kill: stub.questions >= 50 * kill)
         mortal.kill()
@@ -276,7 +275,7 @@ def test_a_gateway_that_was_started_again_holds_what_it_does_not_know(
 ) -> None:
     mortal.kill()
     mortal.start()
-    asking = _in_the_background(lambda: mortal.ask(chat("hi")).status)
+    asking = in_background(lambda: mortal.ask(chat("hi")).status)
     eventually(lambda: mortal.client.status().connections == 1)
     mortal.client.put_engine(engine_of(stub))
     mortal.client.put_route(route_to(token=OTHER_TOKEN))  # which is not the one that is waited for
@@ -406,15 +405,3 @@ def _ask_and_go(gateway: GatewayProcess, text: str, gate: Gate, **fields: object
     gate.wait_for_arrivals()
     connection.close()
     eventually(lambda: gateway.client.status().connections == 0)
-
-
-def _in_the_background(call: Callable[[], object]) -> Callable[[], object]:
-    results: list[object] = []
-    thread = threading.Thread(target=lambda: results.append(call()))
-    thread.start()
-
-    def wait() -> object:
-        thread.join()
-        return results[0]
-
-    return wait

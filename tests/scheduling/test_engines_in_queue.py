@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from clocks import ManualClock
+from queue_jobs import QueueJobs
 
 from evalrpc.config import QuotaSettings
 from evalrpc.engines.holdings import EngineHolding
@@ -14,7 +15,6 @@ from evalrpc.jobs.served_models import EngineNeed, identity
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
 from evalrpc.scheduling.placement import Choice, Eviction, Placement, Preemption
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.store.base import Change
 from evalrpc.testing.executor import nodes_of
 from evalrpc.v1 import jobs_pb2 as pb
 
@@ -51,11 +51,11 @@ class Engines:
         return tuple(self.by_model.values())
 
 
-class Queue:
+class Queue(QueueJobs):
     """A QueueState, the engines, and the changes that a store would make."""
 
     def __init__(self, policy: SharePolicy | None = None, max_running_served: int = 8) -> None:
-        self.clock = ManualClock(NOW)
+        super().__init__(ManualClock(NOW))
         self.engines = Engines()
         entitlements = Entitlements(policy)
         self.state = QueueState(
@@ -67,17 +67,14 @@ class Queue:
             max_running_served=max_running_served,
         )
         self.state.load([], [])
-        self.jobs: dict[str, pb.JobInfo] = {}
 
     def submit(self, model: str = "", num_gpus: int = 1, owner: str = "", **fields: Any) -> str:
-        job = pb.JobInfo(job_id=f"job-{len(self.jobs)}", status=QUEUED, owner=owner, **fields)
+        job = pb.JobInfo(owner=owner, **fields)
         if model:
             job.request.served_model.CopyFrom(pb.ServedModel(engine="e", model=f"/{model}", num_gpus=num_gpus))
         else:
             job.request.num_gpus = num_gpus
-        job.created_at.CopyFrom(self.clock.now())
-        self.commit(job)
-        return job.job_id
+        return self.add(job)
 
     def run(self, model: str = "", *gpus: str, **fields: Any) -> str:
         """Have a job run, on an engine that is there if it names a model."""
@@ -86,29 +83,12 @@ class Queue:
         if model:
             engine = self.engines.by_model[model]
             self.engines.put(model, users=engine.users | {job_id})
-        job = self.copy(job_id)
-        job.status, job.attempt, job.gpus[:] = RUNNING, 1, gpus
-        job.started_at.CopyFrom(self.clock.now())
-        self.commit(job)
-        return job_id
+        return self.start(job_id, gpus, self.clock.seconds)
 
     def end(self, job_id: str) -> None:
         for model, engine in self.engines.by_model.items():
             self.engines.put(model, users=engine.users - {job_id})
-        job = self.copy(job_id)
-        job.status = COMPLETED
-        job.ClearField("gpus")
-        self.commit(job)
-
-    def copy(self, job_id: str) -> pb.JobInfo:
-        copy = pb.JobInfo()
-        copy.CopyFrom(self.jobs[job_id])
-        return copy
-
-    def commit(self, job: pb.JobInfo) -> None:
-        previous = self.jobs[job.job_id].status if job.job_id in self.jobs else pb.JOB_STATUS_UNSPECIFIED
-        self.jobs[job.job_id] = job
-        self.state.apply([Change(1, job, int(job.job_id.removeprefix("job-")), previous, None)])
+        super().end(job_id)
 
     def choose(self) -> Choice | None:
         return self.state.choose(self.state.free(), RESERVATION, {}, self.clock.seconds)

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 from clocks import ManualClock
+from queue_jobs import QueueJobs
 
 from evalrpc.config import QuotaSettings
 from evalrpc.executors.base import Resources
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
 from evalrpc.scheduling.placement import Placement, Preemption
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.store.base import AttemptUse, Change, QueuedRow
+from evalrpc.store.base import AttemptUse, QueuedRow
 from evalrpc.testing.executor import nodes_of
 from evalrpc.v1 import jobs_pb2 as pb
 
@@ -18,47 +19,22 @@ NODES = nodes_of({"local": ("0", "1", "2", "3")})
 NOW = 36_000.0
 
 
-class Queue:
+class Queue(QueueJobs):
     """A QueueState, and the changes that a store would make."""
 
     def __init__(self, policy: SharePolicy | None = None, uses: Sequence[AttemptUse] = ()) -> None:
-        self.clock = ManualClock(NOW)
+        super().__init__(ManualClock(NOW))
         self.entitlements = Entitlements(policy)
         self.state = QueueState(lambda: NODES, 0, self.clock, entitlements=self.entitlements)
         self.state.load([], [], uses)
-        self.jobs: dict[str, pb.JobInfo] = {}
 
     def submit(self, owner: str, num_gpus: int = 1, **fields: int) -> str:
-        job = pb.JobInfo(job_id=f"job-{len(self.jobs)}", status=QUEUED, owner=owner, **fields)
+        job = pb.JobInfo(owner=owner, **fields)
         job.request.num_gpus = num_gpus
-        job.created_at.CopyFrom(self.clock.now())
-        self.commit(job)
-        return job.job_id
+        return self.add(job)
 
     def run(self, owner: str, gpus: Sequence[str], started: float = NOW) -> str:
-        job_id = self.submit(owner, len(gpus))
-        job = self.copy(job_id)
-        job.status, job.attempt = RUNNING, 1
-        job.started_at.FromNanoseconds(int(started * 1e9))
-        job.gpus[:] = gpus
-        self.commit(job)
-        return job_id
-
-    def end(self, job_id: str) -> None:
-        job = self.copy(job_id)
-        job.status = COMPLETED
-        job.ClearField("gpus")
-        self.commit(job)
-
-    def copy(self, job_id: str) -> pb.JobInfo:
-        copy = pb.JobInfo()
-        copy.CopyFrom(self.jobs[job_id])
-        return copy
-
-    def commit(self, job: pb.JobInfo) -> None:
-        previous = self.jobs[job.job_id].status if job.job_id in self.jobs else pb.JOB_STATUS_UNSPECIFIED
-        self.jobs[job.job_id] = job
-        self.state.apply([Change(1, job, int(job.job_id.removeprefix("job-")), previous, None)])
+        return self.start(self.submit(owner, len(gpus)), gpus, started)
 
     def choose(self) -> Placement | Preemption | None:
         return self.state.choose(self.state.free(), 600.0, {}, self.clock.seconds)

@@ -1,5 +1,6 @@
-"""Wait for a condition, with a deadline."""
+"""Wait for a condition, with a deadline, or for what a thread does."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,3 +21,16 @@ def eventually(condition: Callable[[], _T], what: str = "") -> _T:
         time.sleep(pause_seconds)
         pause_seconds = min(1.3 * pause_seconds, 0.05)  # a condition may be a call, and take from what it waits for
     return value
+
+
+def in_background(call: Callable[[], _T]) -> Callable[[], _T]:
+    """Call on a thread of its own, and return what waits for the result."""
+    results: list[_T] = []
+    thread = threading.Thread(target=lambda: results.append(call()))
+    thread.start()
+
+    def wait() -> _T:
+        thread.join()
+        return results[0]
+
+    return wait
