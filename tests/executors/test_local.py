@@ -481,7 +481,7 @@ def test_nothing_is_left_of_a_server_that_was_killed_before_it_had_a_run(runs: R
     with server_elsewhere(runs, "") as (server, fork_server):
         server.kill()
     eventually(lambda: not is_alive(fork_server))
-    eventually(lambda: not _about_to_begin())  # other servers on this machine may have some, but only for a moment
+    eventually(lambda: not _about_to_begin(None))  # other servers on this machine may have some, but only for a moment
 
 
 def test_a_closed_executor_leaves_nothing_behind(runs: Runs) -> None:
