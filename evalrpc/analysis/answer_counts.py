@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
-from evalrpc.harnesses.sample_answers import failure, is_empty
+from evalrpc.harnesses.sample_answers import ANSWERS, error_of, failure, is_empty, texts
 from evalrpc.v1.comparison_pb2 import AnswerCounts
-
-_ANSWERS: Final = ("resps", "filtered_resps", "answer")
-"""Where a row has the model's answer. The first one is what it said; it is left out where a filter changed nothing."""
 
 _CUT_OFF: Final = frozenset({"length", "max_tokens", "model_length"})
 """Reasons to stop, as APIs and inspect-ai name them."""
@@ -27,8 +24,8 @@ class AnswerCounter:
                 self._filter = answer_filter
             elif answer_filter != self._filter:
                 return
-        has_failed = "error" in row and bool(row["error"]) and isinstance(row["error"], str | dict)
-        name = next(filter(row.__contains__, _ANSWERS), None)
+        has_failed = error_of(row) is not None
+        name = next(filter(row.__contains__, ANSWERS), None)
         answer = row[name] if name is not None else None
         if answer is None and not has_failed:
             return
@@ -61,9 +58,7 @@ def bad_ratio(counts: AnswerCounts) -> float:
 
 
 def _is_failed(answer: object) -> bool:
-    while isinstance(answer, list) and answer:
-        answer = answer[0]
-    return isinstance(answer, str) and failure(answer) is not None
+    return failure(next(texts(answer), None)) is not None
 
 
 def _is_empty(answer: object) -> bool:

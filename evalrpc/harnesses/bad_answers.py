@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses.failures import shorten
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
+from evalrpc.v1.results_pb2 import ModelResult
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ def require_answers(found: Mapping[str, BadAnswers], request: EvaluateRequest) -
         too_many = (of for of, answers in bad.items() if answers.count > bound * answers.total)
         _require(bad, too_many, "TOO_MANY_BAD_ANSWERS")
     return [answers.describe(of) for of, answers in bad.items()]
+
+
+def warn(results: Mapping[str, ModelResult], warnings: Iterable[str]) -> None:
+    """Say of every model what is doubtful about its results."""
+    for warning in warnings:
+        for result in results.values():
+            result.warnings.append(warning)
 
 
 def _require(bad: Mapping[str, BadAnswers], unfit: Iterable[str], reason: str) -> None:

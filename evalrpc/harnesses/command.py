@@ -10,11 +10,14 @@ from google.protobuf import json_format
 from evalrpc.config import HarnessSettings
 from evalrpc.config.engines import APIS
 from evalrpc.errors import ConfigurationError, FieldViolation
+from evalrpc.harnesses.bad_answers import warn
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
 from evalrpc.harnesses.code_arguments import code_arguments
 from evalrpc.harnesses.failures import check_exit, failed, find_failure
+from evalrpc.harnesses.ignored_settings import ignored_settings
 from evalrpc.harnesses.placeholders import filled_in, placeholders_in, require_known
 from evalrpc.harnesses.progress_bars import follow_bar
+from evalrpc.harnesses.sample_answers import EMPTY_OR_ERROR, AnswersOfRun
 from evalrpc.harnesses.served import pointed_at
 from evalrpc.results.layout import read_results, unread_results
 from evalrpc.v1.catalog_pb2 import HarnessInfo
@@ -119,12 +122,15 @@ class CommandHarness:
         return follow_bar(line, progress, "items")
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
-        """Read what the program left. It succeeded if it left at least one result and no failed exit was seen."""
+        """Read what the program left. It succeeded if it left at least one result, no failed exit was seen, and no samples say
+        that nothing was answered."""
         check_exit(exit_status, log_tail)
         results = read_results(run.output_dir, run.request.model)
         if not results:
             reason = find_failure(log_tail) or _nothing_read(run.output_dir)
             raise failed(reason, "RESULTS_MISSING")
+        warn(results, ignored_settings(results.values(), run.request))
+        warn(results, AnswersOfRun(run.output_dir, suspicious=EMPTY_OR_ERROR).warnings(results, run.request))
         return results
 
 

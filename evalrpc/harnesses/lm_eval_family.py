@@ -7,7 +7,7 @@ from typing import Any, Final
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses.arguments import number_text, plain_arguments
-from evalrpc.harnesses.bad_answers import require_answers
+from evalrpc.harnesses.bad_answers import warn
 from evalrpc.harnesses.base import Command, Exit, Preload, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.ignored_settings import ignored_settings
@@ -20,6 +20,10 @@ from evalrpc.v1.results_pb2 import ModelResult
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,8})?|[1-9][0-9]{0,8}")
 _NOT_SAVED = re.compile(r".*(?: - |\] )(?P<error>\w+(?:Error|Exception)\(.*\))")
+_SAMPLES_NOT_SAVED: Final = "Could not save sample results"
+_LOGGED_ERROR: Final = re.compile(r"\bERROR +\| +(?!lmms_eval\.models\.)[\w.]+:\w+:[0-9]+ - (?P<why>.+)")
+"""A line of lmms-eval with an error that is none of its models', whose answers tell: most are of tasks, which score 0 where the
+judge of their answers fails."""
 _SEEDS: Final = 4
 """How many random generators are seeded: those of Python, NumPy, PyTorch and the choice of examples."""
 _MAX_LINE_CHARACTERS: Final = 2000  # matching takes quadratic time
@@ -138,32 +142,34 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
     if not results:
         raise _no_results(run, log_tail, title)
     _check_tasks(results, run)
-    for warning in (*ignored_settings(results.values(), run.request), *_bad_answers(results, run, log_tail)):
-        _warn(results, warning)
+    lines = [strip_colours(line)[-_MAX_LINE_CHARACTERS:] for line in log_tail]
+    answers = AnswersOfRun(run.output_dir, reason_in_log(lines))
+    warn(results, ignored_settings(results.values(), run.request))
+    warn(results, answers.warnings(results, run.request))
+    warn(results, _said_in_log(lines))
     return results
 
 
-def _bad_answers(results: Mapping[str, ModelResult], run: Run, log_tail: Iterable[str]) -> Iterator[str]:
-    """Yield a warning for each task to which some answers are bad. Raises RunFailedError if they are too many."""
-    answers = AnswersOfRun(run.output_dir, reason_in_log(log_tail))
-    yield from require_answers(answers.by_task(results), run.request)
-    if answers.unread:
-        yield f"whether answers failed is not known of {answers.unread} tasks: their samples are too large"
+def _said_in_log(lines: Iterable[str]) -> Iterator[str]:
+    """Yield what the end of the log says against the results: the program goes on to them all the same."""
+    if errors := [match["why"] for line in lines if (match := _LOGGED_ERROR.search(line))]:
+        yield shorten(f"errors at the end of the log: {len(errors)}, the first: {errors[0]}")
+    if any(_SAMPLES_NOT_SAVED in line for line in lines):
+        yield shorten(f"samples are missing, since they could not be saved: {_not_saved(lines) or 'the log does not say why'}")
 
 
-def _warn(results: Mapping[str, ModelResult], warning: str) -> None:
-    """Say of every model what is doubtful about its results."""
-    for result in results.values():
-        result.warnings.append(warning)
+def _not_saved(lines: Iterable[str]) -> str:
+    """Return the last error that kept a file from being saved; empty if the log has none."""
+    matches = (_NOT_SAVED.fullmatch(line) for line in lines)
+    return next((match["error"] for match in reversed(list(matches)) if match), "")
 
 
 def _no_results(run: Run, log_tail: Iterable[str], title: str) -> RunFailedError:
     lines = [strip_colours(line) for line in log_tail]
     if failure := find_failure(lines):
         return failed(failure)
-    unsaved = [match["error"] for line in lines if (match := _NOT_SAVED.fullmatch(line[-_MAX_LINE_CHARACTERS:]))]
-    if unsaved:
-        why = f"could not save them: {unsaved[-1]}"
+    if error := _not_saved(line[-_MAX_LINE_CHARACTERS:] for line in lines):
+        why = f"could not save them: {error}"
     elif name := unread_results(run.output_dir):
         is_deep = name.count("/") > 1
         problem = "lies deeper than known versions put" if is_deep else "is not named as known versions name"

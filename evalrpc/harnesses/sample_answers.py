@@ -1,10 +1,12 @@
-"""Counts the answers that lm-eval and lmms-eval have not got from the model, in the samples that they left. They carry on
-without them, score what they have, and exit with 0: lmms-eval with a mark in the answer's place, both with an empty one."""
+"""Counts the answers that a harness has not got from the model, in the samples that it left. lm-eval and lmms-eval carry on
+without them, score what they have, and exit with 0: lmms-eval with a mark in the answer's place, both with an empty one, or a
+log-probability that is not a number. Programs of the operator's may have the error there."""
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -12,10 +14,11 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from evalrpc.files.opening import open_in
-from evalrpc.harnesses.bad_answers import NONE_BAD, BadAnswers
+from evalrpc.harnesses.bad_answers import NONE_BAD, BadAnswers, require_answers
 from evalrpc.harnesses.failures import strip_colours
 from evalrpc.results.layout import samples_by_task, valid_results
-from evalrpc.results.metrics import mapping
+from evalrpc.results.metrics import mapping, number
+from evalrpc.v1.jobs_pb2 import EvaluateRequest
 from evalrpc.v1.results_pb2 import ModelResult
 
 FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
@@ -39,6 +42,13 @@ _FAILURES: Final = (
 )
 """How texts begin that stand for a missing answer, in all of lmms-eval's models."""
 
+_NO_NUMBER: Final = "the log-probability is not a number; with another dtype than float16 it may be one"
+"""Why such an answer is none. Of several such, the first is taken for the largest, and so for the model's choice."""
+_TRUTH: Final = (True, False, "True", "False")
+"""What follows a log-probability: whether the text is the most probable one."""
+ANSWERS: Final = ("resps", "filtered_resps", "answer")
+"""Where a sample has the model's answer. The first one is what it said; it is left out where a filter changed nothing."""
+
 CHUNK_BYTES: Final = 1024 * 1024
 MAX_SEARCHED_BYTES: Final = 2 * 1024**3
 """How much of a job's samples is looked at: more would take longer than the reading of results may."""
@@ -57,22 +67,35 @@ server that has no content."""
 _TEXT: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _SIGNS: Final = (
     *(FAILED_ANSWER_MARK.encode(), _NOT_ASKED_MARK.encode(), _BLOCKED_MARK.encode()),
-    *(b"[ERROR] ", b"[GENERATION_FAILED] ", b", check the source", _NO_TEXT),
+    *(b"[ERROR] ", b"[GENERATION_FAILED] ", b", check the source", _NO_TEXT, b'"nan"', b"NaN"),
 )
-"""A part of each of those texts, and of an empty one in JSON."""
-_EMPTY: Final = re.compile(rb'resps":[\s\[]*+(?:\]|(?:' + _TEXT + rb'[\s,\[\]]++)*?"(?:\s|\\[nrt]|\\u3000|\\u00a0)*+")')
+"""A part of each of those texts, of an empty one in JSON, and of what is no number."""
+_NONE: Final = rb'":[\s\[]*+(?:\]|(?:' + _TEXT + rb'[\s,\[\]]++)*?"(?:\s|\\[nrt]|\\u3000|\\u00a0)*+")'
+"""What follows where an answer, or one in a list of them, is empty."""
+EMPTY: Final = (re.compile(rb"resps" + _NONE),)
 """An answer in a line of samples, `resps` or `filtered_resps`, with an empty text in it: then counting is needed."""
+EMPTY_OR_ERROR: Final = (*EMPTY, re.compile(rb'"answer' + _NONE), re.compile(rb'"error":\s*+(?:"[^"]|\{\s*+")'))
+"""The same in the samples of a program that may say `answer` and `error`. Each begins with a text, and so is found fast."""
 
 
 class AnswersOfRun:
-    """Counts the bad answers to each task of a run. `why_empty` is what its log says of those that are empty."""
+    """Counts the bad answers to each task of a run. `why_empty` is what its log says of those that are empty, and `suspicious`
+    what a line has in which one may be bad."""
 
-    def __init__(self, output_dir: Path, why_empty: str = "") -> None:
+    def __init__(self, output_dir: Path, why_empty: str = "", suspicious: Sequence[re.Pattern[bytes]] = EMPTY) -> None:
         self._output_dir = output_dir
         self._why_empty = why_empty
+        self._suspicious = suspicious
         self._left_bytes = MAX_SEARCHED_BYTES
         self.unread = 0
         """Of how many tasks the answers were not looked at, since the samples are too large."""
+
+    def warnings(self, results: Mapping[str, ModelResult], request: EvaluateRequest) -> Iterator[str]:
+        """Yield a warning for each task to which some answers are bad. Raises RunFailedError if they are too many, and what
+        `by_task` does."""
+        yield from require_answers(self.by_task(results), request)
+        if self.unread:
+            yield f"whether answers failed is not known of {self.unread} tasks: their samples are too large"
 
     def by_task(self, results: Mapping[str, ModelResult]) -> dict[str, BadAnswers]:
         """Return the counts by a text that names the answers. Raises RunFailedError with reason RESULTS_INVALID for a samples
@@ -95,37 +118,37 @@ class AnswersOfRun:
                 self.unread += 1
                 return NONE_BAD
             self._left_bytes -= size_bytes
-            if not _may_be_bad(file):
+            if not _may_be_bad(file, self._suspicious):
                 return NONE_BAD
             file.seek(0)
             found = _count(_answers(file))
             return replace(found, first=self._why_empty) if found.empty and not found.failed else found
 
 
-def _may_be_bad(file: BinaryIO) -> bool:
+def _may_be_bad(file: BinaryIO, suspicious: Sequence[re.Pattern[bytes]]) -> bool:
     file.seek(0)
     while chunk := file.read(CHUNK_BYTES) + file.readline(_MAX_SAMPLE_BYTES):  # whole lines
-        if any(sign in chunk for sign in _SIGNS) or _EMPTY.search(chunk):
+        if any(sign in chunk for sign in _SIGNS) or any(pattern.search(chunk) for pattern in suspicious):
             return True
     return False
 
 
-def _count(answers: Iterable[str | None]) -> BadAnswers:
+def _count(answers: Iterable[tuple[str | None, bool]]) -> BadAnswers:
     failed = empty = total = 0
     first = ""
-    for answer in answers:
+    for why, is_without_text in answers:
         total += 1
-        if is_empty(answer):
-            empty += 1
-        elif answer is not None and (why := failure(answer)) is not None:
-            failed += 1
-            first = first or why
+        failed += why is not None
+        empty += why is None and is_without_text
+        first = first or why or ""
     return BadAnswers(failed, empty, total, first)
 
 
-def is_empty(answer: str | None) -> bool:
+def is_empty(answer: object) -> bool:
     """Return whether an answer has no text, nor an image or a video: models that make those answer with a table of them."""
-    if answer is None or not answer.strip():
+    if not isinstance(answer, str):
+        return answer is None
+    if not answer.strip():
         return True
     if not answer.startswith('{"text": ""'):
         return False
@@ -140,15 +163,25 @@ def reason_in_log(log_tail: Iterable[str]) -> str:
     return next((match["why"] for line in lines if (match := _SAID_IN_LOG.search(line))), "")
 
 
-def failure(answer: str) -> str | None:
-    """Return why there is no answer, if the text stands for a missing one; None for an answer."""
+def failure(answer: object) -> str | None:
+    """Return why there is no answer, where a text stands for a missing one, or a log-probability is no number; else None."""
+    if not isinstance(answer, str):
+        return _NO_NUMBER if isinstance(answer, float) and math.isnan(answer) else None
     begin = next((match for pattern in _FAILURES if (match := pattern.match(answer))), None)
     return None if begin is None else answer[begin.end() :] or answer
 
 
-def _answers(file: BinaryIO) -> Iterator[str | None]:
-    """Yield the model's answers; None for what it left out of a list. A line that can't be parsed has none. A row for each
-    filter has the same answer, so one filter's rows count."""
+def error_of(sample: Mapping[str, object]) -> str | None:
+    """Return why a sample has no answer, where it says so itself; None where it does not."""
+    error = sample.get("error")
+    if not error or not isinstance(error, str | dict):
+        return None
+    return error if isinstance(error, str) else str(error.get("message") or "an error without a message")
+
+
+def _answers(file: BinaryIO) -> Iterator[tuple[str | None, bool]]:
+    """Yield why each of the model's answers failed, None for one that did not, and whether it is empty. A line that can't be
+    parsed has none. A row for each filter has the same answer, so one filter's rows count."""
     first_filter: object = None
     for line in iter(partial(file.readline, _MAX_SAMPLE_BYTES), b""):
         try:
@@ -157,18 +190,26 @@ def _answers(file: BinaryIO) -> Iterator[str | None]:
             continue
         answer_filter = sample.get("filter")
         first_filter = answer_filter if first_filter is None else first_filter
-        # `resps` is what the model said. It is left out if the filters changed nothing.
-        answer = sample.get("resps", sample.get("filtered_resps"))
-        if answer is not None and answer_filter == first_filter:
-            yield from _texts(answer)
+        if answer_filter != first_filter:
+            continue
+        answer = next((sample[name] for name in ANSWERS if name in sample), None)
+        if (why := error_of(sample)) is not None:
+            yield why, False
+        elif answer is not None:
+            yield from ((failure(text), is_empty(text)) for text in texts(answer))
 
 
-def _texts(answer: object) -> Iterator[str | None]:
-    """Yield the texts in an answer, or in nested lists of answers."""
+def texts(answer: object) -> Iterator[str | float | None]:
+    """Yield the texts in an answer, or in nested lists of answers, and of each log-probability the number; None for what the
+    model left out of a list."""
     waiting = [answer]
     while waiting:
         part = waiting.pop()
-        if isinstance(part, list) and part:
+        if isinstance(part, float):
+            yield part
+        elif isinstance(part, list) and len(part) == 2 and part[1] in _TRUTH and (value := number(part[0])) is not None:
+            yield value
+        elif isinstance(part, list) and part:
             waiting.extend(reversed(part))
         elif isinstance(part, str) or part is None or part == []:
             yield part if isinstance(part, str) else None

@@ -281,10 +281,10 @@ class EvaluateRequest(_message.Message):
     one way: inspect-ai and `command`, whose one process sees all GPUs.
     """
     max_bad_answer_ratio: _builtins.float
-    """The largest share of the answers to a task that may have failed or be empty, from 0 to 1: above it, the job is FAILED with
-    `TOO_MANY_BAD_ANSWERS`. For harnesses that go on after such an answer, and say in their samples what was answered: lm-eval,
-    lmms-eval and inspect-ai. Absent: one good or empty answer to each task suffices, and `JobInfo.warnings` says how many failed
-    or are empty.
+    """The largest share of the answers to a task that may have failed or be empty, from 0 to 1: above it, the job is FAILED
+    with `TOO_MANY_BAD_ANSWERS`. For harnesses that go on after such an answer, and say in their samples what was answered:
+    lm-eval, lmms-eval, inspect-ai, and `command` where its program does. Absent: one good or empty answer to each task
+    suffices, and `JobInfo.warnings` says how many failed or are empty.
     """
     preparation: _builtins.str
     """How the model's folder is prepared before the harness loads it, by the name that the operator gave the preparation, such as

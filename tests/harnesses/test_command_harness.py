@@ -106,6 +106,41 @@ def test_a_bad_exit_fails_even_with_results(
     assert (caught.value.job_error.reason, caught.value.job_error.message) == (reason, message)
 
 
+BROKEN = {"error": {"message": "RuntimeError: gone"}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "ratio", "reason", "said"),
+    [
+        ([BROKEN, BROKEN], None, "ALL_REQUESTS_FAILED", "2 of 2 answers to task a failed: RuntimeError: gone"),
+        (
+            [{"answer": None, "error": "gone"}, {"answer": "x"}],
+            0.4,
+            "TOO_MANY_BAD_ANSWERS",
+            "1 of 2 answers to task a failed: gone",
+        ),
+        ([{"answer": ""}, {"answer": "x"}], 0.4, "TOO_MANY_BAD_ANSWERS", "1 of 2 answers to task a are empty"),
+        ([BROKEN, {"answer": "x"}], 0.5, "", "1 of 2 answers to task a failed: RuntimeError: gone"),
+        ([{"answer": ""}, {"answer": "\n"}], None, "", "2 of 2 answers to task a are empty"),
+        ([{"answer": "x", "error": 0.5}, {"answer": "the error"}, {"answer": None, "acc": 1}], 0, "", ""),
+    ],
+)
+def test_bad_answers_count_whoever_wrote_them(
+    rows: list[object], ratio: float | None, reason: str, said: str, tmp_path: Path
+) -> None:
+    write_result(tmp_path / "m")
+    samples = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (tmp_path / "m" / "20260214_103045_samples_a.jsonl").write_text(samples)
+    request = EvaluateRequest(model="m", tasks=["a"], max_bad_answer_ratio=ratio)
+    if reason:
+        with pytest.raises(RunFailedError) as caught:
+            harness().read_results(run_of(request, tmp_path), Exit(code=0), [])
+        assert (caught.value.job_error.reason, caught.value.job_error.message) == (reason, said)
+        return
+    (result,) = harness().read_results(run_of(request, tmp_path), Exit(code=0), []).values()
+    assert list(result.warnings) == [said] * bool(said)
+
+
 def test_no_results_is_a_failure_that_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError) as caught:
         harness().read_results(run_of(output_dir=tmp_path), Exit(code=0), [])

@@ -558,9 +558,10 @@ def test_a_run_whose_samples_all_failed_has_failed(results: Mapping[str, Any], t
     assert caught.value.job_error.message == "2 of 2 samples of task tiny failed: RuntimeError: no sandbox"
 
 
-def half_failed(folder: Path, **counts: Any) -> None:
+def half_failed(folder: Path, status: str = "success", **counts: Any) -> None:
     results = {"total_samples": 4, "completed_samples": 2, "scores": [scored(mean=1)], **counts}
-    log_file(folder, "2026-02-14T10-30-45", {"results": results, "samples": samples_of({}, broken("a"), broken("b"), {})})
+    samples = samples_of({}, broken("a"), broken("b"), {})
+    log_file(folder, "2026-02-14T10-30-45", {"status": status, "results": results, "samples": samples})
 
 
 def test_of_samples_that_failed_there_is_a_warning(tmp_path: Path) -> None:
@@ -575,6 +576,14 @@ def test_too_many_failed_samples_fail_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError) as caught:
         read("ok_json", tmp_path, max_bad_answer_ratio=0.49)
     assert caught.value.job_error.reason == "TOO_MANY_BAD_ANSWERS"
+
+
+def test_a_run_that_ended_since_too_many_samples_failed_says_why_they_did(tmp_path: Path) -> None:
+    half_failed(tmp_path, status="error")
+    with pytest.raises(RunFailedError) as caught:
+        read("ok_json", tmp_path)
+    status = "inspect-ai left task tiny with the status error"
+    assert caught.value.job_error.message == f"{status}: 2 of 4 samples failed: RuntimeError: a"
 
 
 def answered(*texts: str, **message: Any) -> list[Mapping[str, Any]]:

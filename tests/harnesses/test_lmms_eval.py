@@ -604,6 +604,42 @@ def test_examples_that_a_chat_does_not_have_are_not_counted(
     assert [warning.rpartition(": ")[2] for warning in said] == ([", ".join(unshown)] if unshown else [])
 
 
+JUDGE_FAILED = "Error code: 401 - bad key"
+
+
+@pytest.mark.parametrize(
+    ("lines", "warnings"),
+    [
+        (
+            [
+                f"Post: 0%|\x1b[31m\x1b[1mERROR   \x1b[0m | \x1b[36mutils\x1b[0m:f:20 - \x1b[31m{JUDGE_FAILED}\x1b[0m",
+                "02:20:04 | ERROR    | lmms_eval.llm_judge.providers.openai:evaluate:121 - All 3 attempts failed",
+            ],
+            [f"errors at the end of the log: 2, the first: {JUDGE_FAILED}"],
+        ),
+        (
+            [
+                "02:20:04 | WARNING  | lmms_eval.loggers.evaluation_tracker:save:332 - Could not save sample results",
+                "02:20:04 | INFO     | lmms_eval.loggers.evaluation_tracker:save:333 - OSError(28, 'No space')",
+            ],
+            ["samples are missing, since they could not be saved: OSError(28, 'No space')"],
+        ),
+        (
+            ["02:20:04 WARNING  [loggers.evaluation_tracker:419] Could not save sample results"],
+            ["samples are missing, since they "],
+        ),
+        (["02:20:04 | ERROR    | lmms_eval.models.simple.llava_hf:generate_until:376 - retrying"], []),
+        (["02:20:04 | WARNING  | utils:judge:98 - Attempt 1 failed", "an answer with ERROR | in it"], []),
+    ],
+)
+def test_what_the_log_says_against_the_results_is_a_warning(lines: list[str], warnings: list[str], tmp_path: Path) -> None:
+    (tmp_path / "20260214_103045_results.json").write_text(json.dumps({"results": {"tiny_gen": {"score,none": 0.0}}}))
+    run = run_of(request_of(tasks=["tiny_gen"]), output_dir=tmp_path)
+    (result,) = harness().read_results(run, Exit(code=0), ["before", *lines, "after"]).values()
+    assert len(result.warnings) == len(warnings)
+    assert all(said.startswith(expected) for said, expected in zip(result.warnings, warnings, strict=True))
+
+
 def test_info_says_what_to_do_where_lmms_eval_is_not_installed(tmp_path: Path) -> None:
     python = environment(tmp_path, version=None)
     info = harness(python=python).info()

@@ -1,6 +1,7 @@
 """How many answers failed or are empty, in what lm-eval and lmms-eval wrote, and no sane program would; of any size."""
 
 import json
+import math
 import re
 import tracemalloc
 from pathlib import Path
@@ -69,6 +70,25 @@ def test_every_bad_answer_counts(samples: list[object], failed: int, empty: int,
     assert (found.failed, found.empty) == (failed, empty)
     assert found.total == total or not found.count  # what has no bad answer may only be searched
     assert found.first == (WHY if failed else "")
+
+
+@pytest.mark.parametrize(
+    ("answers", "failed", "total"),
+    [
+        ([["nan", "False"], ["nan", "False"]], 2, 2),  # as lm-eval writes them
+        ([[math.nan, False], [-0.5, True]], 1, 2),
+        ([[["nan", "False"]], [["-0.5", "True"]]], 1, 2),
+        ([math.nan, False], 1, 1),  # as lmms-eval writes a single one
+        ([[math.nan]], 1, 1),  # of a whole text
+        ([["nan"], ["NaN"]], 0, 2),  # texts that a model has said
+        ([["-inf", "False"], ["-0.5", "True"]], 0, 2),
+    ],
+)
+def test_a_log_probability_that_is_not_a_number_is_no_answer(answers: object, failed: int, total: int, tmp_path: Path) -> None:
+    found = count(samples_file(tmp_path, {"resps": answers, "acc": 1.0}))
+    assert (found.failed, found.empty) == (failed, 0)
+    assert found.total == total or not found.count
+    assert found.first.startswith("the log-probability is not a number" if failed else "")
 
 
 @pytest.mark.parametrize(

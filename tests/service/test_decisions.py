@@ -165,6 +165,7 @@ def test_a_task_whose_samples_lack_the_field_says_so(runs: Runs) -> None:
         ({"answer": ""}, (0, 1, 0)),
         ({"resps": [["[LMMS_EVAL_REQUEST_FAILED] boom"]]}, (1, 0, 0)),
         ({"error": {"message": "boom"}}, (1, 0, 0)),
+        ({"resps": [[["nan", "False"]], [["nan", "False"]]]}, (1, 0, 0)),
         ({"resps": "a", "stop_reason": "max_tokens"}, (0, 0, 1)),
         ({"resps": "a", "finish_reason": "length"}, (0, 0, 1)),
         ({"answer": "a", "output": {"choices": [{"stop_reason": "model_length"}]}}, (0, 0, 1)),

@@ -341,7 +341,14 @@ def _require_all_good(logs: Sequence[Log], tasks: Sequence[str]) -> None:
     latest = _latest(logs)
     for task, log in ((task, latest[task]) for task in tasks if task in latest):
         if log.status != SUCCESS:
-            raise failed(log.error or shorten(f"inspect-ai left task {task} with the status {log.status}"))
+            raise failed(log.error or _why_not_good(task, log))
     missing = [task for task in tasks if task not in latest]
     if missing:
         raise RunFailedError("TASKS_MISSING", shorten(f"there are logs, but none of: {', '.join(missing)}"))
+
+
+def _why_not_good(task: str, log: Log) -> str:
+    """Return why a log has another status than success, where it has no error: too many samples failed, or nobody knows."""
+    bad = bad_samples(log)
+    status = f"inspect-ai left task {task} with the status {log.status}"
+    return shorten(f"{status}: {bad.describe('samples')}" if bad.failed else status)
