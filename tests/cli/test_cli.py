@@ -324,14 +324,15 @@ def test_watch_shows_each_task_once_as_it_finishes(capsys: pytest.CaptureFixture
     score, wer = completed_job().results["model"].metrics
     states = [job_at(RUNNING, results={"model": ModelResult(metrics=metrics)}) for metrics in ([], [score], [score, wer])]
 
-    following._show_lines([*states, completed_job()])
+    following._show_lines([*states, completed_job()], err=False)
 
     lines = ["RUNNING", "mme: score,none 0.7500 ± 0.0100", "mme: wer nan", "COMPLETED"]
     assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_watch_shows_what_was_changed_of_the_job(capsys: pytest.CaptureFixture[str]) -> None:
-    following._show_lines([job_at(RUNNING), job_at(RUNNING, priority=2), job_at(RUNNING, priority=2, labels={"a": "1"})])
+    states = [job_at(RUNNING), job_at(RUNNING, priority=2), job_at(RUNNING, priority=2, labels={"a": "1"})]
+    following._show_lines(states, err=False)
 
     lines = ["RUNNING", "updated: priority 2, labels none", "updated: priority 2, labels a=1"]
     assert capsys.readouterr().out.splitlines() == lines

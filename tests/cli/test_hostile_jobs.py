@@ -94,7 +94,7 @@ def test_progress_lines_and_metrics_of_finished_tasks_are_printable(capsys: pyte
     progress = Progress(done=1, total=2, unit=HOSTILE, current_task=HOSTILE)
     running = hostile_job(status=JobStatus.JOB_STATUS_RUNNING, progress=progress)
 
-    following._show_lines([running])
+    following._show_lines([running], err=False)
 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
