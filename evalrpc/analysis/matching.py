@@ -162,8 +162,11 @@ def _definition_differences(ours: ModelResult | None, theirs: ModelResult | None
     if ours is None or theirs is None:
         return {}
     defined = {task.task: task for task in ours.tasks}
+    of_all = list(_prompt_differences(ours, theirs))
     found = {
-        task.task: list(_differences(defined[task.task], task, other_shots)) for task in theirs.tasks if task.task in defined
+        task.task: [*_differences(defined[task.task], task, other_shots), *of_all]
+        for task in theirs.tasks
+        if task.task in defined
     }
     _add_to_groups(found, [*ours.tasks, *theirs.tasks])
     return found
@@ -217,13 +220,29 @@ def _setting_difference(name: Literal["limit", "num_fewshot"], ours: EvaluateReq
 
 def _argument_differences(ours: EvaluateRequest, theirs: EvaluateRequest) -> Iterator[str]:
     """Yield which arguments of the tasks, and of how answers are generated, differ between two requests, if any do: the first
-    by name, since there may be very many."""
+    by name, since there may be very many. Then another judge."""
     for field in ("task_args", "gen_kwargs"):
         our_fields, their_fields = getattr(ours, field).fields, getattr(theirs, field).fields
         names = sorted(name for name in {*our_fields, *their_fields} if our_fields.get(name) != their_fields.get(name))
         if names:
             more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
             yield f"other {field}: {', '.join(name[:_MAX_NAME] for name in names[:MAX_NAMED])}{more}"
+    judges = [(judge.model, judge.revision, judge.args) for judge in (ours.judge_model, theirs.judge_model)]
+    if judges[0] != judges[1]:
+        yield f"judge_model {' and '.join(model[-_MAX_NAME:] or 'none' for model, _, _ in judges)}"
+
+
+def _prompt_differences(ours: ModelResult, theirs: ModelResult) -> Iterator[str]:
+    """Yield how all tasks were asked in another way, by what lm-eval and lmms-eval say: the operator may have asked for it."""
+    if _said(ours, "system_instruction_sha") != _said(theirs, "system_instruction_sha"):
+        yield "another system instruction"
+    if bool(_said(ours, "chat_template_sha")) != bool(_said(theirs, "chat_template_sha")):  # another one may be the model's own
+        yield "a chat template in one of the two only"
+
+
+def _said(result: ModelResult, name: str) -> str:
+    """Return a text of the harness's own in its results; empty if there is none."""
+    return result.extra.fields[name].string_value if name in result.extra.fields else ""
 
 
 def _number_of(version: str) -> str:

@@ -76,10 +76,19 @@ def test_the_first_selector_that_takes_nothing_is_named(jobs: list[JobInfo]) -> 
         compared(CompareJobsRequest(metric_thresholds=thresholds), jobs)
 
 
-def defined_job(folder: Path, version: str, shots: int, prompt: str, documents: str, **metrics: float) -> JobInfo:
+def defined_job(
+    folder: Path,
+    version: str,
+    shots: int,
+    prompt: str,
+    documents: str,
+    more: Mapping[str, Any] | None = None,
+    **metrics: float,
+) -> JobInfo:
     """A job of one task by this definition."""
     (folder / "m").mkdir(parents=True)
     table = {
+        **(more or {}),
         "results": {"t": metrics or {"acc,none": 0.5, "acc_stderr,none": 0.05}},
         "versions": {"t": version},
         "n-shot": {"t": shots},
@@ -125,6 +134,7 @@ def test_other_arguments_of_the_tasks_are_named(tmp_path: Path) -> None:
         ({}, {"num_fewshot": 5}, "num_fewshot none and 5 asked for"),
         ({"gen_kwargs": {"temperature": 0}}, {"gen_kwargs": {"temperature": 1}}, "other gen_kwargs: temperature"),
         ({}, {"gen_kwargs": {"until": ["Q:"], "max_gen_toks": 8}}, "other gen_kwargs: max_gen_toks, until"),
+        ({}, {"judge_model": {"engine": "e", "model": "acme/j"}}, "judge_model none and acme/j"),
     ],
 )
 def test_what_two_jobs_asked_for_differently_is_named_where_no_harness_says_what_it_did(
@@ -136,6 +146,24 @@ def test_what_two_jobs_asked_for_differently_is_named_where_no_harness_says_what
         job.results["m"].tasks[0].ClearField("num_fewshot")
     ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(), jobs).candidates)
     assert list(metric.definition_differences) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ({"system_instruction_sha": "a"}, {"system_instruction_sha": "b"}, ["another system instruction"]),
+        ({"system_instruction_sha": None}, {"system_instruction_sha": "b"}, ["another system instruction"]),
+        ({"chat_template_sha": "a"}, {"chat_template_sha": None}, ["a chat template in one of the two only"]),
+        ({"chat_template_sha": "a"}, {"chat_template_sha": "b"}, []),
+        ({"system_instruction_sha": None}, {}, []),
+    ],
+)
+def test_how_a_harness_asked_every_task_is_named_whoever_wanted_it(
+    tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], expected: list[str]
+) -> None:
+    jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x", more=more) for name, more in (("a", ours), ("b", theirs))]
+    ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(), jobs).candidates)
+    assert list(metric.definition_differences) == expected
 
 
 def test_how_many_examples_were_shown_counts_and_not_how_many_were_asked_for(tmp_path: Path) -> None:

@@ -326,6 +326,12 @@ def test_no_logs_at_all_is_said_so(tmp_path: Path) -> None:
         harness().read_results(run_of(inspect_request(), tmp_path), Exit(code=0), [])
 
 
+def test_a_log_that_is_not_in_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "2026-02-14T10-30-45-00-00_tiny_x.eval").write_bytes(b"PK\x03\x04\xff")
+    with pytest.raises(RunFailedError, match=r"tiny_x\.eval is not valid JSON: "):
+        harness().read_results(run_of(inspect_request(), tmp_path), Exit(code=0), [])
+
+
 def finished(output: Path, *tasks: str) -> Mapping[str, ModelResult]:
     together = MergedResults()
     for path in sorted(output.iterdir()):

@@ -33,7 +33,7 @@ from evalrpc.v1.results_pb2 import ModelResult
 SUCCESS: Final = "success"
 """The status of a log whose task has been evaluated."""
 
-_LOG_NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}.*\.json", re.DOTALL)
+_LOG_NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}.*\.(?:json|eval)", re.DOTALL)
 _HEADER: Final = frozenset({"status", "eval", "plan", "results", "stats", "error"})
 _SAMPLES: Final = "samples"
 _SAMPLE_IDS: Final = "sample_ids"
