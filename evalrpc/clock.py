@@ -28,3 +28,16 @@ class SystemClock:
     def monotonic(self) -> float:
         """Return the system's monotonic time in seconds."""
         return time.monotonic()
+
+
+class Stopwatch:
+    """Tells for how long something has been going on. The time of day, which may jump, and which a run may set for its files,
+    tells only for how long it had been when this was made."""
+
+    def __init__(self, clock: Clock, begun_ns: int) -> None:
+        self._clock = clock
+        self._begun = clock.monotonic() - max(0, clock.now().ToNanoseconds() - begun_ns) / 1e9
+
+    def elapsed_ns(self) -> int:
+        """Return the nanoseconds since the begin."""
+        return int((self._clock.monotonic() - self._begun) * 1e9)

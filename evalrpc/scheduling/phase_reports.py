@@ -5,7 +5,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.clock import Clock
+from evalrpc.clock import Clock, Stopwatch
 from evalrpc.v1.jobs_pb2 import JobInfo, Progress
 
 _ALIVE_SECONDS: Final = 5.0
@@ -17,9 +17,9 @@ class PhaseReports:
     def __init__(
         self, job: JobInfo, phase: Progress.Phase.ValueType, clock: Clock, publish: Callable[[Progress], None]
     ) -> None:
-        self._job = job
         self._phase = phase
         self._clock = clock
+        self._stopwatch = Stopwatch(clock, job.started_at.ToNanoseconds())
         self._publish = publish
         self._published_at = float("-inf")
 
@@ -30,6 +30,5 @@ class PhaseReports:
             return
         self._published_at = now
         progress = Progress(phase=self._phase, last_output_at=last_output_at())
-        elapsed_ns = self._clock.now().ToNanoseconds() - self._job.started_at.ToNanoseconds()
-        progress.elapsed.FromNanoseconds(max(0, elapsed_ns))
+        progress.elapsed.FromNanoseconds(self._stopwatch.elapsed_ns())
         self._publish(progress)

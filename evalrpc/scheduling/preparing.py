@@ -18,7 +18,7 @@ from typing import Final, NoReturn, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.clock import Clock
+from evalrpc.clock import Clock, Stopwatch
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import Executor, Resources, RunHandle, RunKey
 from evalrpc.files.errnos import require_no_shortage
@@ -156,6 +156,7 @@ class ModelPreparation:
         self._key = preparing.key_of(job)
         self._log = LogFollower(self._key.log_path)
         self._handle: RunHandle | None = None
+        self._stopwatch: Stopwatch | None = None
         self._is_using = False
 
     def follow(self, reason_to_stop: Callable[[], _Reason | None]) -> _Reason | None:
@@ -211,9 +212,10 @@ class ModelPreparation:
     def _look_at_run(self) -> None:
         """Start the run, unless it has begun, and wait for it a moment. Once it has ended, take over what it has made."""
         model, preparation = self._preparing.source_of(self._job, self._working_dir)
+        stopwatch = self._stopwatch = self._stopwatch or Stopwatch(self._preparing.clock, self._began_ns())
         handle = self._handle = self._find() or self._start(model, preparation)
         if not handle.wait(_LOOK_SECONDS):
-            self._require_within_bounds(preparation)
+            self._require_within_bounds(preparation, stopwatch)
             return
         handle.end(0.0)
         self._judge(handle, model, preparation)
@@ -240,10 +242,9 @@ class ModelPreparation:
         except RunFailedError as error:
             self._fail(preparation, error.message)
 
-    def _require_within_bounds(self, preparation: Preparation) -> None:
+    def _require_within_bounds(self, preparation: Preparation, stopwatch: Stopwatch) -> None:
         """Fail where the run takes too long or prints too much."""
-        elapsed_ns = self._preparing.clock.now().ToNanoseconds() - self._began_ns()
-        if elapsed_ns > preparation.timeout_seconds * 1e9:
+        if stopwatch.elapsed_ns() > preparation.timeout_seconds * 1e9:
             self._fail(preparation, f"took longer than its timeout of {preparation.timeout_seconds:.15g} seconds")
         if 0 < self._preparing.max_log_bytes < self._log.size():
             self._fail(preparation, f"its log exceeded the {self._preparing.max_log_bytes} bytes that this server allows")
@@ -252,7 +253,7 @@ class ModelPreparation:
         """Return when the run began, perhaps under an earlier server."""
         try:
             return self._made.stat().st_mtime_ns
-        except FileNotFoundError:  # the run has removed it, and will fail
+        except FileNotFoundError:  # it begins now, or has removed it, and will fail
             return self._preparing.clock.now().ToNanoseconds()
 
     def _judge(self, handle: RunHandle, model: Path, preparation: Preparation) -> None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from evalrpc.clock import Clock
+from evalrpc.clock import Clock, Stopwatch
 from evalrpc.harnesses.base import Harness
 from evalrpc.protobuf.bounds import MAX_COUNT, is_span, timestamp_of_ns
 from evalrpc.protobuf.texts import bounded_name
@@ -21,8 +21,8 @@ class RunProgress:
     """Follows the log of one run, and hands each news to `publish`. Used by one thread.
 
     Where the run has several steps, `tasks` names what each is for, and `step_ends` says how large the log was at the end of
-    each that has ended. `publish` also gets why the run waits on a cluster, which `waits_for` says; and `begun_ns` says when it
-    has begun there.
+    each that has ended. `stopwatch` is that of the attempt. `publish` also gets why the run waits on a cluster, which
+    `waits_for` says; and `begun_ns` says when it has begun there.
     """
 
     def __init__(
@@ -34,10 +34,13 @@ class RunProgress:
         publish: Callable[[pb.Progress, str], None],
         tasks: Sequence[str],
         step_ends: Callable[[], Sequence[int]],
+        stopwatch: Stopwatch,
         waits_for: Callable[[], str] = lambda: "",
         begun_ns: Callable[[], int] = lambda: 0,
     ) -> None:
         self._job = job
+        self._stopwatch = stopwatch
+        self._since_begun: Stopwatch | None = None
         self._log = log
         self._harness = harness
         self._clock = clock
@@ -59,8 +62,13 @@ class RunProgress:
     def elapsed_ns(self) -> int:
         """Return how long the attempt has been running, without the time that it waited on a cluster."""
         if self._wait_reason:
+            self._since_begun = None
             return 0
-        return self._clock.now().ToNanoseconds() - max(self._begun_ns(), self._job.started_at.ToNanoseconds())
+        if self._since_begun is None:
+            begun_ns = self._begun_ns()
+            is_later = begun_ns > self._job.started_at.ToNanoseconds()
+            self._since_begun = Stopwatch(self._clock, begun_ns) if is_later else self._stopwatch
+        return self._since_begun.elapsed_ns()
 
     def look(self) -> None:
         """Read what is new in the log, and publish it; and now and then that the run is alive, if nothing is new."""
@@ -133,7 +141,7 @@ class RunProgress:
         _forget_nonsense(progress)
         if self._wait_reason:
             progress.phase = pb.Progress.PHASE_PENDING
-        progress.elapsed.FromNanoseconds(max(0, self.elapsed_ns()))
+        progress.elapsed.FromNanoseconds(self.elapsed_ns())
         last_output_ns = self._log.last_output_ns()
         last_output_at = None if last_output_ns is None else timestamp_of_ns(last_output_ns)  # a run may set what it likes
         progress.ClearField("last_output_at")

@@ -21,7 +21,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.clock import Clock
+from evalrpc.clock import Clock, Stopwatch
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConflictError, IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
 from evalrpc.executors.base import NO_LIMITS, Executor, Resources, RunHandle, RunKey, RunLimits
@@ -142,6 +142,7 @@ class Supervisor:
         self._resources = Resources(node="")
         self._may_have_begun = False
         self._ending: _Ending | None = None
+        self._stopwatch: Stopwatch
         self._progress: RunProgress | None = None
         self._results_reader: ResultsReader | None = None
         self._found: RunResults | None = None
@@ -290,6 +291,7 @@ class Supervisor:
 
     def _see_traced_through(self, job: pb.JobInfo) -> None:
         self._expected = Expected(pb.JOB_STATUS_RUNNING, job.attempt)
+        self._stopwatch = Stopwatch(self._dependencies.clock, job.started_at.ToNanoseconds())
         try:
             outcome = self._try_for_outcome(job, self._dependencies.run_key(job))
             if outcome is not None:
@@ -457,8 +459,7 @@ class Supervisor:
         return served.follow(partial(self._reason_to_prepare_no_more, job))
 
     def _reason_to_prepare_no_more(self, job: pb.JobInfo) -> _Ending | None:
-        elapsed_ns = self._dependencies.clock.now().ToNanoseconds() - job.started_at.ToNanoseconds()
-        is_over = job.HasField("timeout") and elapsed_ns >= job.timeout.ToNanoseconds()
+        is_over = job.HasField("timeout") and self._stopwatch.elapsed_ns() >= job.timeout.ToNanoseconds()
         return self._reason_to_stop() or (_Ending.TIMED_OUT if is_over else None)
 
     def _ended_early(self, ending: _Ending, job: pb.JobInfo, results: Mapping[str, ModelResult]) -> _Change | None:
@@ -538,6 +539,7 @@ class Supervisor:
             self._publish,
             tasks,
             handle.step_ends,
+            self._stopwatch,
             lambda: handle.waits_for,
             lambda: handle.begun_ns,
         )

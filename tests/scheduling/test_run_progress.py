@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from google.protobuf import json_format
 
-from evalrpc.clock import SystemClock
+from clocks import ManualClock
+
+from evalrpc.clock import Clock, Stopwatch, SystemClock
 from evalrpc.config import HarnessSettings
 from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.command import CommandHarness
@@ -24,15 +26,17 @@ HARNESS = CommandHarness(HARNESS_SETTINGS)
 class Run:
     """A log, the ends of steps in it, and what was published of it."""
 
-    def __init__(self, folder: Path, *tasks: str, harness: Harness = HARNESS) -> None:
+    def __init__(self, folder: Path, *tasks: str, harness: Harness = HARNESS, clock: Clock | None = None) -> None:
         self.log = folder / "log"
         self.log.touch()
         self.ends: list[int] = []
         self.published: list[pb.Progress] = []
         job = pb.JobInfo(job_id="job-1")
-        job.started_at.GetCurrentTime()
+        clock = clock or SystemClock()
+        job.started_at.CopyFrom(clock.now())
+        stopwatch = Stopwatch(clock, job.started_at.ToNanoseconds())
         follower = LogFollower(self.log)
-        self.progress = RunProgress(job, follower, harness, SystemClock(), self.publish, tasks, self.step_ends)
+        self.progress = RunProgress(job, follower, harness, clock, self.publish, tasks, self.step_ends, stopwatch)
 
     def publish(self, progress: pb.Progress, _: str) -> None:
         self.published.append(progress)
@@ -191,3 +195,24 @@ def test_a_log_of_another_time_is_as_old_as_it_says(run: Run) -> None:
     os.utime(run.log, (5, 5))
     run.look()
     assert run.published[-1].last_output_at.seconds == 5
+
+
+@pytest.mark.parametrize("jump_seconds", [86_400, -86_400])
+def test_the_time_of_day_may_jump_while_a_run_goes_on(tmp_path: Path, jump_seconds: float) -> None:
+    clock = ManualClock(1e6)
+    run = Run(tmp_path, "", clock=clock)
+    run.look()
+    clock.seconds, clock.jump_seconds = 1e6 + 10, jump_seconds
+    assert run.progress.elapsed_ns() == 10 * 10**9
+    run.look()
+    assert run.published[-1].elapsed.ToSeconds() == 10
+
+
+@pytest.mark.parametrize(("begun_seconds", "elapsed_seconds"), [(1e6, 10), (1e6 + 4, 6), (2**33, 0)])
+def test_how_long_a_run_goes_on_is_told_once_by_the_time_of_its_begin(begun_seconds: float, elapsed_seconds: float) -> None:
+    """Which may be that of a file, and so in the future."""
+    clock = ManualClock(1e6 + 10)
+    stopwatch = Stopwatch(clock, int(begun_seconds * 1e9))
+    assert stopwatch.elapsed_ns() == elapsed_seconds * 10**9
+    clock.seconds += 5
+    assert stopwatch.elapsed_ns() == (elapsed_seconds + 5) * 10**9

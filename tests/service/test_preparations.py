@@ -245,12 +245,14 @@ def test_a_cancel_of_who_only_waits_leaves_the_preparation_alone(api: Api, site:
 
 
 @pytest.mark.parametrize(
-    ("timeout_seconds", "reason"), [(None, "PREPARATION_FAILED"), (50, "TIMED_OUT")], ids=["its own", "that of the job"]
+    ("how", "timeout_seconds", "reason"),
+    [("wait", None, "PREPARATION_FAILED"), ("wait_in_the_future", None, "PREPARATION_FAILED"), ("wait", 50, "TIMED_OUT")],
+    ids=["its own", "its own, whatever time its folder has", "that of the job"],
 )
 def test_a_preparation_that_takes_too_long_is_ended(
-    api: Api, site: Site, clock: MovableClock, timeout_seconds: int | None, reason: str
+    api: Api, site: Site, clock: MovableClock, how: str, timeout_seconds: int | None, reason: str
 ) -> None:
-    folder = make_model(site, "wait")
+    folder = make_model(site, how)
     timeout = Duration(seconds=timeout_seconds) if timeout_seconds else None
     job = submit(api, folder, timeout=timeout)
     wait_until_preparing(api, site, job)

@@ -8,10 +8,12 @@ class ManualClock:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
+        self.jump_seconds = 0.0
+        """By how much the time of day has jumped."""
 
     def now(self) -> Timestamp:
         timestamp = Timestamp()
-        timestamp.FromNanoseconds(int(self.seconds * 1e9))
+        timestamp.FromNanoseconds(int((self.seconds + self.jump_seconds) * 1e9))
         return timestamp
 
     def monotonic(self) -> float:

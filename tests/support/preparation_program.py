@@ -25,6 +25,11 @@ def wait():
     prepare()
 
 
+def wait_in_the_future():
+    os.utime(f"{output}/../..", (2**33, 2**33))
+    wait()
+
+
 def fail():
     prepare()
     wait()

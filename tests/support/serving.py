@@ -166,7 +166,7 @@ def submission(model: str = "good", **fields: Any) -> SubmitJobRequest:
 
 
 class MovableClock(SystemClock):
-    """The machine's clock, with a time of day that can be set ahead so that tests need not wait."""
+    """The machine's clock, which can be moved ahead so that tests need not wait."""
 
     def __init__(self) -> None:
         self._ahead_seconds = 0
@@ -178,6 +178,9 @@ class MovableClock(SystemClock):
         now = super().now()
         now.seconds += self._ahead_seconds
         return now
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self._ahead_seconds
 
 
 class ServerHere(ServerThread):
