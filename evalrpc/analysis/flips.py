@@ -91,15 +91,16 @@ def _the_metric(
         ours = samples.path(baseline, metric.baseline_model, metric.task)
         if ours and samples.path(candidate, metric.candidate_model, metric.task) and len(selected) <= MAX_NAMED:
             selected.append(metric)
+    asked = selector_words(call.metric) if call.HasField("metric") else "any metric"
     if not is_known:
-        asked = selector_words(call.metric) if call.HasField("metric") else "any metric"
         raise MetricNotFoundError(
             f"neither job has {asked}{f' of the model {call.model}' if call.model else ''}",
             metadata={"resource_type": "evalrpc.v1.Metric", "resource_name": selector_text(call.metric)[:255]},
         )
     if not selected:
         raise SamplesNotFoundError(
-            f"jobs {baseline.job_id} and {candidate.job_id} do not both have samples of that metric; submit with `log_samples`",
+            f"jobs {baseline.job_id} and {candidate.job_id} do not both have samples of {asked}: both must have evaluated the "
+            "same task, with `log_samples`",
             metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": baseline.job_id},
         )
     if len(selected) > 1:

@@ -24,7 +24,7 @@ _Matches = Callable[[_Entry], bool]
 _COLUMNS: Final = (
     Column("time", Kind.WHOLE),
     Column("owner"),
-    Column("call", Kind.WHOLE),
+    Column("call"),
     Column("code", Kind.WHOLE),
     Column("reason"),
     Column("job", Kind.WHOLE),
@@ -36,7 +36,11 @@ _COLUMNS: Final = (
     Column("request id", only_wide=True),
     Column("left out", only_wide=True),
 )
-_TYPICAL: Final = ("2026-02-14 10:30:00", "somebody", "SubmitJob", "OK", "", "0" * 36, "", "ipv4:127.0.0.1:50000", *[""] * 5)
+_TYPICAL: Final = (
+    *("2026-02-14 10:30:00", "somebody", "CancelSuiteRun", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "0" * 36),
+    *("token 0123456789ab", "ipv4:127.0.0.1:50000", *[""] * 5),
+)
+"""Whatever the outcome, so that the columns stay where they are."""
 _REFUSED: Final = "refused"
 
 

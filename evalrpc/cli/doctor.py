@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import ssl
 import urllib.error
 import urllib.request
@@ -258,18 +259,26 @@ def check_way(pool: "AccountPool", data_dir: Path) -> Iterator[Finding]:
 
 
 def check_data_dir(data_dir: Path) -> Finding:
-    """Check that the data folder is writable or can be created."""
+    """Check that the data folder is writable or can be created, on a disk with room."""
+    from evalrpc.server.write_check import MIN_FREE_BYTES
+
     nearest = next(folder for folder in (data_dir.absolute(), *data_dir.absolute().parents) if folder.exists())
     if not nearest.is_dir():
         return Finding("data folder", False, f"{nearest} is no folder; choose another --data-dir")
     if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
         return Finding("data folder", False, f"{nearest} can't be written; change its owner or choose another --data-dir")
+    if shutil.disk_usage(nearest).free < MIN_FREE_BYTES:
+        return Finding("data folder", False, f"the disk of {nearest} is full; make room on it, or choose another --data-dir")
     return Finding("data folder", True, f"{data_dir.absolute()}{'' if nearest == data_dir.absolute() else ', to be made'}")
 
 
 def check_store(settings: Settings) -> Iterator[Finding]:
-    """Check that the database can be reached, and keeps what it has acknowledged."""
+    """Check that the database can be opened or reached, and keeps what it has acknowledged."""
     if not settings.store:
+        from evalrpc.store.sqlite.opening import check_database as check_file
+        from evalrpc.store.sqlite.store import DATABASE_NAME
+
+        check_file(settings.data_dir / DATABASE_NAME)
         yield Finding("store", True, "SQLite, in the data folder")
         return
     from evalrpc.store.postgres.checking import check_clock, check_database

@@ -157,8 +157,9 @@ _WORDS: Final = (
     ),
     (re.compile(r"No route to host|Network is unreachable"), "the network has no way to this host"),
     (re.compile(r"Timeout occurred|timed out|Deadline Exceeded", re.IGNORECASE), "no answer in time"),
+    (re.compile("http1"), "what listens there speaks HTTP and no gRPC: a server's http_listen is not its gRPC address"),
     (
-        re.compile(r"SSL|TLS|handshake|http1|SETTINGS frame", re.IGNORECASE),
+        re.compile(r"SSL|TLS|handshake|SETTINGS frame", re.IGNORECASE),
         "what listens there does not speak gRPC as asked",
     ),
     (

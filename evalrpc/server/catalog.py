@@ -83,7 +83,7 @@ class Catalog:
         command = harness.catalog_command()
         if command is None:
             raise CatalogUnavailableError(
-                f"harness {harness_name} is a program of the operator's, which can't tell what it knows"
+                f"harness {harness_name} is a program of the operator's, which lists neither tasks nor models"
             )
         with self._locks[harness_name]:  # a second caller waits for the answer to the first
             fingerprint = _fingerprint(harness, command)

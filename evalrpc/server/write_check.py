@@ -18,8 +18,10 @@ INTERVAL_SECONDS: Final = 5.0
 TIMEOUT_SECONDS: Final = 30.0
 """How long a write may take before the disk is taken for one that hangs."""
 
+MIN_FREE_BYTES: Final = 1024 * 1024
+"""How much has to fit on the disk of the data folder."""
+
 _PROBE_NAME: Final = "write-check"
-_PROBE_BYTES: Final = 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +92,6 @@ def _write_probe(path: Path) -> None:
     """Raises OSError."""
     try:
         with create_private_file(path) as file:
-            os.posix_fallocate(file.fileno(), 0, _PROBE_BYTES)
+            os.posix_fallocate(file.fileno(), 0, MIN_FREE_BYTES)
     finally:
         path.unlink(missing_ok=True)

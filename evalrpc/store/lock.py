@@ -24,7 +24,8 @@ def lock_data_dir(data_dir: Path, *, is_shared: bool = False) -> BinaryIO:
         _make_private(data_dir)
         lock_file = (data_dir / LOCK_NAME).open("ab")
     except OSError as error:
-        raise ConfigurationError(f"setting data_dir: {data_dir} can't be used: {error.strerror}") from error
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise ConfigurationError(f"setting data_dir: {data_dir} can't be used: {reason}") from error
     try:
         fcntl.flock(lock_file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:

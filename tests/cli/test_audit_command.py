@@ -70,6 +70,15 @@ def test_without_a_terminal_it_is_a_table_with_tabs() -> None:
     assert wide[2][-1] == "7"
 
 
+@pytest.mark.parametrize("width", [80, 100, 130, 200])
+def test_on_a_terminal_the_columns_stay_below_their_headers(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evalrpc.cli.output.is_terminal", lambda: True)
+    monkeypatch.setattr("evalrpc.cli.output.terminal_cells", lambda: width)
+    header, *rows = audit().stdout.splitlines()
+    place = header.index("CODE")
+    assert [row[place:].split()[0] for row in rows] == ["OK", "PERMISSION_DENIED", "OK", "RESOURCE_EXHAUSTED"]
+
+
 def test_json_has_what_the_file_has(folder: Path) -> None:
     files = [folder / f"audit.jsonl{end}" for end in (".3", ".2", ".1", "")]
     assert audit("-o", "json").stdout == "".join(file.read_text() for file in files)

@@ -4,13 +4,16 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -973,6 +976,30 @@ def test_doctor_says_what_is_wrong(config: Path, tmp_path: Path) -> None:
         "port",
         "harness nightly",
     }
+
+
+def test_doctor_finds_the_data_with_which_no_server_would_start(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store() -> str:
+        exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+        assert exit_code == 1
+        return str(findings["store"]["detail"])
+
+    folder = tmp_path / "data"
+    (folder / "jobs" / "a").mkdir(parents=True)
+    assert "evalrpc.sqlite3 is empty or gone" in store()
+    database = folder / "evalrpc.sqlite3"
+    database.write_text("no database")
+    assert "file is not a database" in store()
+    database.unlink()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    assert "its database has version 99" in store()
+    assert sorted(path.name for path in folder.iterdir()) == ["evalrpc.sqlite3", "jobs"]
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
+    assert "is full" in doctor("--config", str(config), "--listen", "127.0.0.1:0")[1]["data folder"]["detail"]
 
 
 def test_doctor_says_by_what_limits_of_runs_are_enforced(config: Path) -> None:

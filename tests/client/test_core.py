@@ -183,6 +183,11 @@ def test_damaged_details_count_as_absent() -> None:
         ),
         (
             "UNAVAILABLE",
+            "Failed parsing HTTP/2 (Expected SETTINGS frame ...) (Trying to connect an http1.x server (...))",
+            "what listens there speaks HTTP and no gRPC: a server's http_listen is not its gRPC address",
+        ),
+        (
+            "UNAVAILABLE",
             "ipv4:10.0.0.1:1: Failed to connect to remote host: Timeout occurred: FD Shutdown",
             "no answer in time",
         ),

@@ -18,10 +18,9 @@ def copy_database(source: Path, target: Path, *, is_in_use: bool) -> None:
 
     Raises ConfigurationError if it can't be read, or is damaged.
     """
-    name = _read_only(source) if is_in_use or _has_log(source) else f"{_read_only(source)}&immutable=1"
     with (
         _problems_with(source),
-        closing(sqlite3.connect(name, uri=True, timeout=_BUSY_WAIT_SECONDS)) as original,
+        closing(connect_reader(source, is_in_use=is_in_use)) as original,
         closing(sqlite3.connect(target)) as copy,
     ):
         original.backup(copy)  # in one step, and so of one moment: readers don't hold up the writer
@@ -54,6 +53,12 @@ def raise_revision(path: Path, revision: int) -> None:
         connection.execute("DELETE FROM journal")
         connection.execute("UPDATE compaction SET oldest_revision = ?", (revision,))
         connection.execute("COMMIT")
+
+
+def connect_reader(path: Path, *, is_in_use: bool = False) -> sqlite3.Connection:
+    """Open a database for reading only. Beside one that is not in use, no file is made."""
+    name = _read_only(path) if is_in_use or _has_log(path) else f"{_read_only(path)}&immutable=1"
+    return sqlite3.connect(name, uri=True, timeout=_BUSY_WAIT_SECONDS)
 
 
 def _read_only(path: Path) -> str:

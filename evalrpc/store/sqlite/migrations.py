@@ -270,12 +270,18 @@ def migrate(connection: sqlite3.Connection) -> None:
 
     Raises ConfigurationError for a database of a newer version.
     """
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    version = known_version(connection)
+    if version < len(MIGRATIONS):
+        steps = "".join(MIGRATIONS[version:])
+        connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {len(MIGRATIONS)}; COMMIT;")
+
+
+def known_version(connection: sqlite3.Connection) -> int:
+    """Return the version of the database. Raises ConfigurationError for a newer one."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise ConfigurationError(
             f"setting data_dir: its database has version {version}, and this evalrpc knows up to {len(MIGRATIONS)}; "
             "run the newer evalrpc, or take another folder"
         )
-    if version < len(MIGRATIONS):
-        steps = "".join(MIGRATIONS[version:])
-        connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {len(MIGRATIONS)}; COMMIT;")
+    return version

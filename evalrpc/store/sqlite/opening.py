@@ -2,6 +2,8 @@
 
 import sqlite3
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -10,7 +12,8 @@ from evalrpc.jobs.ids import is_job_id
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.paths import JOBS_DIR
 from evalrpc.store.sqlite import deduplication, journal
-from evalrpc.store.sqlite.migrations import migrate
+from evalrpc.store.sqlite.backup import connect_reader
+from evalrpc.store.sqlite.migrations import known_version, migrate
 from evalrpc.v1 import jobs_pb2 as pb
 
 _QUEUED_BY_OWNER: Final = "SELECT owner, count(*) FROM jobs WHERE status = ? GROUP BY owner"
@@ -42,7 +45,7 @@ class Opened(NamedTuple):
 
 def open_database(path: Path) -> Opened:
     """Open a database for its writer, or make it. Raises ConfigurationError if it can't be used."""
-    try:
+    with _problems_with(path):
         _require_no_backup(path.parent)
         _require_not_lost(path)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -58,10 +61,6 @@ def open_database(path: Path) -> Opened:
         counts = Counter(dict(connection.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall()))
         queued_by_owner = Counter(dict(connection.execute(_QUEUED_BY_OWNER, (pb.JOB_STATUS_QUEUED,)).fetchall()))
         followed = deduplication.followed_jobs(connection)
-    except (sqlite3.Error, OSError, TypeError) as error:  # TypeError: a row is missing
-        raise ConfigurationError(
-            f"setting data_dir: the database {path} can't be opened: {error}; take another folder, or a backup"
-        ) from error
     return Opened(
         connection,
         oldest,
@@ -73,6 +72,26 @@ def open_database(path: Path) -> Opened:
         queued_by_owner,
         followed,
     )
+
+
+def check_database(path: Path) -> None:
+    """Look whether a server would open a database, or make it, without changing it. Raises ConfigurationError if not."""
+    with _problems_with(path):
+        _require_no_backup(path.parent)
+        _require_not_lost(path)
+        if _has_content(path):
+            with closing(connect_reader(path)) as connection:
+                known_version(connection)
+
+
+@contextmanager
+def _problems_with(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError, TypeError) as error:  # TypeError: a row is missing
+        is_full = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL
+        todo = "make room on its disk" if is_full else "take another folder, or a backup"
+        raise ConfigurationError(f"setting data_dir: the database {path} can't be opened: {error}; {todo}") from error
 
 
 def _require_no_backup(folder: Path) -> None:
