@@ -1,13 +1,13 @@
 """Identical evaluations, of which one run may serve all: whose run a job would share, and which jobs share whose."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from psycopg import Connection
 
-from evalrpc.errors import StoreUnavailableError
-from evalrpc.store.base import ListedJob, parse_job
+from evalrpc.store.base import ListedJob
+from evalrpc.store.identical import latest_to_follow, readable_jobs
 from evalrpc.v1 import jobs_pb2 as pb
 
 _COMPLETED: Final = f"SELECT sequence, job FROM jobs WHERE cache_key = %s AND status = {pb.JOB_STATUS_COMPLETED}"
@@ -36,23 +36,8 @@ def find_completed(connection: "Connection[Any]", cache_key: bytes) -> pb.JobInf
 
 def find_live(connection: "Connection[Any]", cache_key: bytes, supersede_key: str = "") -> pb.JobInfo | None:
     """Return the latest job with this key that others may follow, once the queued ones with a supersede key are cancelled."""
-    candidates = _jobs(connection, _LIVE, cache_key, [pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_QUEUED])
-    heirs = (_heir(connection, candidate, supersede_key) for candidate in list(candidates))
-    latest = max((heir for heir in heirs if heir), key=lambda heir: heir.sequence, default=None)
-    return latest.job if latest else None
-
-
-def _heir(connection: "Connection[Any]", candidate: ListedJob, supersede_key: str) -> ListedJob | None:
-    """Return the candidate, or which of its followers runs if it is superseded; None if that is none, or one on its way out."""
-
-    def is_superseded(job: pb.JobInfo) -> bool:
-        return bool(supersede_key) and job.status == pb.JOB_STATUS_QUEUED and job.supersede_key == supersede_key
-
-    if candidate.job.HasField("cancel_requested_at"):
-        return None
-    if not is_superseded(candidate.job):
-        return candidate
-    return next((each for each in followers(connection, candidate.job.job_id) if not is_superseded(each.job)), None)
+    live = list(_jobs(connection, _LIVE, cache_key, [pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_QUEUED]))
+    return latest_to_follow(live, partial(followers, connection), supersede_key)
 
 
 def followers(connection: "Connection[Any]", source_id: str) -> Iterator[ListedJob]:
@@ -71,7 +56,4 @@ def referred_to(connection: "Connection[Any]", job_ids: Sequence[str]) -> set[st
 
 
 def _jobs(connection: "Connection[Any]", query: str, *values: object) -> Iterator[ListedJob]:
-    """Yield the jobs that a query finds, but for those that can't be read: they must not stop the others."""
-    for sequence, serialized in connection.execute(query, values).fetchall():
-        with suppress(StoreUnavailableError):
-            yield ListedJob(sequence, parse_job(serialized))
+    return readable_jobs(connection.execute(query, values).fetchall())
