@@ -987,7 +987,7 @@ def test_doctor_finds_the_data_with_which_no_server_would_start(
         return str(findings["store"]["detail"])
 
     folder = tmp_path / "data"
-    (folder / "jobs" / "a").mkdir(parents=True)
+    (folder / "jobs" / JOB_ID).mkdir(parents=True)
     assert "evalrpc.sqlite3 is empty or gone" in store()
     database = folder / "evalrpc.sqlite3"
     database.write_text("no database")
