@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final, Literal
 
+from google.protobuf.struct_pb2 import Struct
+
 from evalrpc.errors import FieldViolation, InvalidRequestError, MetricNotFoundError, NoResultsError
 from evalrpc.files.read_budget import ReadBudget
 from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking, selector_text, selector_words
@@ -99,16 +101,15 @@ def line_up(baseline: JobInfo, candidate: JobInfo, results: JobResults, budget: 
     theirs = ((models.key(each.model), metric_key(each.metric), 1, each.metric) for each in results.metrics(candidate, budget))
     merged = heapq.merge(ours, theirs, key=lambda each: each[:3])
     our_heads, their_heads = results.heads(baseline), results.heads(candidate)
-    other_arguments = list(_argument_differences(baseline.request, candidate.request))
-    other_shots = _setting_difference("num_fewshot", baseline.request, candidate.request)
+    asked = _Asked(baseline.request, candidate.request)
     for model, of_model in groupby(merged, key=lambda each: each[0]):
         our_model, their_model = models.names(model)
-        differences = _definition_differences(our_heads.get(our_model), their_heads.get(their_model), other_shots)
+        differences = _definition_differences(our_heads.get(our_model), their_heads.get(their_model), asked)
         for key, same in groupby(of_model, key=lambda each: each[1]):
             sides = {side: metric for _, _, side, metric in same}
             lined_up = _lined_up(key, sides.get(0), sides.get(1))
             lined_up.baseline_model, lined_up.candidate_model = our_model, their_model
-            lined_up.definition_differences.extend((*differences.get(lined_up.task, ()), *other_arguments))
+            lined_up.definition_differences.extend((*differences.get(lined_up.task, ()), *asked.of_all_tasks))
             yield lined_up
 
 
@@ -156,17 +157,28 @@ def _facts(side: str, metric: Metric | None) -> dict[str, Any]:
     }
 
 
-def _definition_differences(ours: ModelResult | None, theirs: ModelResult | None, other_shots: str) -> dict[str, list[str]]:
-    """Return by task in what its definition differs between the two results, as far as both say. `other_shots`: how the numbers
-    of examples differ that were asked for."""
+class _Asked:
+    """In what two requests differ that may have made other questions of the same tasks: the words for it, if it does."""
+
+    def __init__(self, ours: EvaluateRequest, theirs: EvaluateRequest) -> None:
+        self.of_all_tasks = [
+            *_argument_differences("task_args", ours.task_args, theirs.task_args),
+            *_judge_differences(ours, theirs),
+        ]
+        self.other_gen_kwargs = list(_argument_differences("gen_kwargs", ours.gen_kwargs, theirs.gen_kwargs))
+        shots = _setting_difference("num_fewshot", ours, theirs)
+        self.other_shots = [f"{shots} asked for"] if shots else []
+
+
+def _definition_differences(ours: ModelResult | None, theirs: ModelResult | None, asked: _Asked) -> dict[str, list[str]]:
+    """Return by task in what its definition differs between the two results, as far as both say, or else in what was asked
+    for."""
     if ours is None or theirs is None:
         return {}
     defined = {task.task: task for task in ours.tasks}
     of_all = list(_prompt_differences(ours, theirs))
     found = {
-        task.task: [*_differences(defined[task.task], task, other_shots), *of_all]
-        for task in theirs.tasks
-        if task.task in defined
+        task.task: [*_differences(defined[task.task], task, asked), *of_all] for task in theirs.tasks if task.task in defined
     }
     _add_to_groups(found, [*ours.tasks, *theirs.tasks])
     return found
@@ -188,19 +200,21 @@ def _add_to_groups(found: dict[str, list[str]], tasks: Iterable[TaskResult]) -> 
             pending.append((group, difference))
 
 
-def _differences(ours: TaskResult, theirs: TaskResult, other_shots: str) -> Iterator[str]:
+def _differences(ours: TaskResult, theirs: TaskResult, asked: _Asked) -> Iterator[str]:
     if ours.version and theirs.version and _number_of(ours.version) != _number_of(theirs.version):
         yield f"version {ours.version} and {theirs.version}"
     if ours.HasField("num_fewshot") and theirs.HasField("num_fewshot"):
         if ours.num_fewshot != theirs.num_fewshot:
             yield f"num_fewshot {ours.num_fewshot} and {theirs.num_fewshot}"
-    elif other_shots and not ours.is_group:
-        yield f"{other_shots} asked for"
+    elif not ours.is_group:
+        yield from asked.other_shots
     sizes = ours.original_sample_count, theirs.original_sample_count
     if all(sizes) and sizes[0] != sizes[1]:
         yield f"{sizes[0]} and {sizes[1]} documents in the dataset"
     if ours.config_hash and theirs.config_hash and ours.config_hash != theirs.config_hash:
         yield "another configuration (config_hash)"
+    if not ours.is_group and not (ours.config_hash and ours.config_hash == theirs.config_hash):  # it has those that count
+        yield from asked.other_gen_kwargs
     if ours.subtasks and theirs.subtasks and set(ours.subtasks) != set(theirs.subtasks):
         yield "other tasks in the group"
 
@@ -218,15 +232,15 @@ def _setting_difference(name: Literal["limit", "num_fewshot"], ours: EvaluateReq
     return "" if numbers[0] == numbers[1] else f"{name} {numbers[0]} and {numbers[1]}"
 
 
-def _argument_differences(ours: EvaluateRequest, theirs: EvaluateRequest) -> Iterator[str]:
-    """Yield which arguments of the tasks, and of how answers are generated, differ between two requests, if any do: the first
-    by name, since there may be very many. Then another judge."""
-    for field in ("task_args", "gen_kwargs"):
-        our_fields, their_fields = getattr(ours, field).fields, getattr(theirs, field).fields
-        names = sorted(name for name in {*our_fields, *their_fields} if our_fields.get(name) != their_fields.get(name))
-        if names:
-            more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-            yield f"other {field}: {', '.join(name[:_MAX_NAME] for name in names[:MAX_NAMED])}{more}"
+def _argument_differences(field: str, ours: Struct, theirs: Struct) -> Iterator[str]:
+    """Yield which arguments differ between two requests, if any do: the first by name, since there may be very many."""
+    names = sorted(name for name in {*ours.fields, *theirs.fields} if ours.fields.get(name) != theirs.fields.get(name))
+    if names:
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        yield f"other {field}: {', '.join(name[:_MAX_NAME] for name in names[:MAX_NAMED])}{more}"
+
+
+def _judge_differences(ours: EvaluateRequest, theirs: EvaluateRequest) -> Iterator[str]:
     judges = [(judge.model, judge.revision, judge.args) for judge in (ours.judge_model, theirs.judge_model)]
     if judges[0] != judges[1]:
         yield f"judge_model {' and '.join(model[-_MAX_NAME:] or 'none' for model, _, _ in judges)}"

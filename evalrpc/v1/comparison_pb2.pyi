@@ -569,9 +569,9 @@ class MetricComparison(_message.Message):
     def definition_differences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """In what the two jobs answered different questions, for humans: the task's version, the number of examples shown, or asked
         for where a harness does not say how many were shown, the task's configuration, its documents, the names of `task_args`
-        and `gen_kwargs` that differ, another system instruction or judge; without a paired test, which takes only documents of
-        both, the `limit`; for a group, what differs in it, such as `mmlu_law: num_fewshot 5 and 0`. Empty if nothing is known to
-        differ.
+        that differ, and of `gen_kwargs` unless the configuration is known to be the same, another system instruction or judge;
+        without a paired test, which takes only documents of both, the `limit`; for a group, what differs in it, such as
+        `mmlu_law: num_fewshot 5 and 0`. Empty if nothing is known to differ.
         """
 
     @_builtins.property

@@ -143,7 +143,8 @@ def test_what_two_jobs_asked_for_differently_is_named_where_no_harness_says_what
     jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x") for name in "ab"]
     for job, asked in zip(jobs, (ours, theirs), strict=True):
         job.request.MergeFrom(request_of(**asked))
-        job.results["m"].tasks[0].ClearField("num_fewshot")
+        for field in ("num_fewshot", "config_hash"):
+            job.results["m"].tasks[0].ClearField(field)
     ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(), jobs).candidates)
     assert list(metric.definition_differences) == [expected]
 
@@ -164,6 +165,13 @@ def test_how_a_harness_asked_every_task_is_named_whoever_wanted_it(
     jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x", more=more) for name, more in (("a", ours), ("b", theirs))]
     ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(), jobs).candidates)
     assert list(metric.definition_differences) == expected
+
+
+def test_gen_kwargs_are_not_named_where_the_configuration_says_that_they_did_not_count(tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x") for name in "ab"]
+    jobs[1].request.gen_kwargs["temperature"] = 1
+    ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(strict=True), jobs).candidates)
+    assert not metric.definition_differences
 
 
 def test_how_many_examples_were_shown_counts_and_not_how_many_were_asked_for(tmp_path: Path) -> None:
