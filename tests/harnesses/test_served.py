@@ -38,7 +38,10 @@ def test_lmms_eval_asks_for_chats() -> None:
 
 @pytest.mark.parametrize(
     ("name", "asked"),
-    [("open-o1-7b", "open-o_1-7b"), ("Go3", "Go_3"), ("like-gpt-5", "like-gpt-_5"), ("qwen2.5-vl-7b", "qwen2.5-vl-7b")],
+    [
+        *(("open-o1-7b", "open-o_1-7b"), ("Go3", "Go_3"), ("like-gpt-5", "like-gpt-_5"), ("qwen2.5-vl-7b", "qwen2.5-vl-7b")),
+        *(("600", "model_600"), ("1e5", "model_1e5"), ("True", "model_True")),
+    ],
 )
 def test_lmms_eval_takes_no_served_model_for_one_of_openai_which_it_sends_no_temperature(name: str, asked: str) -> None:
     request, _ = pointed("lmms-eval", ALL._replace(name=name))

@@ -36,7 +36,7 @@ def _problem(value: Any, nested: bool) -> str | None:
 
 
 def _text_problem(text: str) -> str | None:
-    if _reads_as_other(text):
+    if reads_as_other(text):
         return "lmms-eval would read this text as a number or boolean: give it as one"
     if text != text.rstrip():
         return "lmms-eval would drop the blanks at the end of the text"
@@ -45,7 +45,8 @@ def _text_problem(text: str) -> str | None:
     return None
 
 
-def _reads_as_other(text: str) -> bool:
+def reads_as_other(text: str) -> bool:
+    """Return whether lmms-eval would take a text for a number or a boolean."""
     if text.lower() in ("true", "false") or text.isnumeric():
         return True
     try:

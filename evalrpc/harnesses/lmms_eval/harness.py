@@ -28,7 +28,7 @@ from evalrpc.harnesses.installation import (
     question,
 )
 from evalrpc.harnesses.lmms_eval import arguments
-from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
+from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument, reads_as_other
 from evalrpc.harnesses.lmms_eval.examples import correct_examples, is_simple
 from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.harnesses.served import API_KEY, pointed_at
@@ -211,8 +211,12 @@ def _options(run: Run) -> Iterator[str]:
 
 
 def _name(served: ServedEndpoint) -> str:
-    """Return the name to ask for: as it is, where it is a vendor's own, which lmms-eval has to treat by its name."""
-    return served.name if served.is_own_name else _OF_OPENAI.sub(r"\g<0>_", served.name)
+    """Return the name to ask for: as it is, where it is a vendor's own, which lmms-eval has to treat by its name. Others, such as
+    `600` of a checkpoint, are never read as a number."""
+    if served.is_own_name:
+        return served.name
+    name = _OF_OPENAI.sub(r"\g<0>_", served.name)
+    return f"model_{name}" if reads_as_other(name) else name
 
 
 def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]:
