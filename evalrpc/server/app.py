@@ -177,7 +177,7 @@ class Server:
         self._reload_lock = asyncio.Lock()
         self._health = Health((SERVICE.full_name,))
         self._write_check = WriteCheck(self._store, data_dir, self._health, self._pools.readers)
-        self._background: list[asyncio.Task[None]] = []
+        self._write_checks: asyncio.Task[None] | None = None
         self.limits = Limits(settings, clock.monotonic, self._disconnect)
         """What callers of the evaluation service take."""
         self.open_limits = Limits(replace(settings, max_calls_per_second=0), clock.monotonic, self._disconnect)
@@ -217,7 +217,7 @@ class Server:
         self._running.begin()
         await self._authenticator.start()
         await asyncio.gather(*(listener.start() for listener in self._all_listeners))
-        self._background = [asyncio.create_task(work.run()) for work in (self._write_check,)]
+        self._write_checks = asyncio.create_task(self._write_check.run())
         self._pools.catalogers.submit(self._catalog.load)
         if self._metrics is not None:
             self._metrics.start()
@@ -244,8 +244,8 @@ class Server:
             await self._metrics.stop()
         self._health.stop()
         self._feed.stop()
-        for task in self._background:
-            task.cancel()
+        if self._write_checks is not None:
+            self._write_checks.cancel()
         self._running.cease()
         self._housekeeper.stop()
         loop = asyncio.get_running_loop()

@@ -1078,30 +1078,26 @@ def test_doctor_reads_every_secret_and_shows_none(config: Path, tmp_path: Path) 
     assert (exit_code, "sk-123456" in str(findings)) == (1, False)
 
 
-def test_doctor_looks_for_the_program_of_every_preparation(config: Path) -> None:
-    command = 'command = ["{}", "{{model}}", "{{output}}"]'
-    tables = (f"[preparations.{name}]\n{command.format(program)}\n" for name, program in (("good", "true"), ("bad", "/no/one")))
+@pytest.mark.parametrize(
+    ("kind", "arguments", "change", "said"),
+    [
+        ("preparation", '"{model}", "{output}"', ('"true"', '"sh", "-c"'), "would be read as code"),
+        ("engine", '"{model}", "--port", "{port}"', (', "{port}"', ""), "engines.good.command: must have {port}"),
+    ],
+)
+def test_doctor_looks_at_the_command_line_and_the_program_of_every(
+    config: Path, kind: str, arguments: str, change: tuple[str, str], said: str
+) -> None:
+    programs = {"good": "true", "bad": "/no/one"}
+    tables = (f'[{kind}s.{name}]\ncommand = ["{program}", {arguments}]\n' for name, program in programs.items())
     config.write_text(config.read_text() + "".join(tables))
     exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
     assert exit_code == 1
-    assert findings["preparation good"]["good"]
-    assert "install it or set preparations.bad.command" in findings["preparation bad"]["detail"]
-    config.write_text(config.read_text().replace('"true"', '"sh", "-c"'))
+    assert findings[f"{kind} good"]["good"]
+    assert f"install it or set {kind}s.bad.command" in findings[f"{kind} bad"]["detail"]
+    config.write_text(config.read_text().replace(*change))
     _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
-    assert "would be read as code" in findings["preparations"]["detail"]
-
-
-def test_doctor_looks_at_the_command_line_and_the_program_of_every_engine(config: Path) -> None:
-    command = 'command = ["{}", "{{model}}", "--port", "{{port}}"]'
-    tables = (f"[engines.{name}]\n{command.format(program)}\n" for name, program in (("good", "true"), ("bad", "/no/one")))
-    config.write_text(config.read_text() + "".join(tables))
-    exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
-    assert exit_code == 1
-    assert findings["engine good"]["good"]
-    assert "install it or set engines.bad.command" in findings["engine bad"]["detail"]
-    config.write_text(config.read_text().replace('"--port", "{port}"', '"--port"'))
-    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
-    assert "engines.good.command: must have {port}" in findings["engines"]["detail"]
+    assert said in findings[f"{kind}s"]["detail"]
 
 
 def test_doctor_shows_the_suites_and_what_is_wrong_with_them(config: Path) -> None:

@@ -45,12 +45,11 @@ class ByteBudget:
 
 
 class Reservation:
-    """Bytes of a budget that belong together, until their last holder releases them."""
+    """Bytes of a budget that belong together."""
 
     def __init__(self, budget: ByteBudget, size: int = 0) -> None:
         """`size` bytes have been taken from the budget already."""
         self._budget = budget
-        self._holders = 1
         self.size = size
         """How many bytes there are."""
 
@@ -67,14 +66,6 @@ class Reservation:
             self._budget.release(self.size - size)
             self.size = size
 
-    def share(self) -> "Reservation":
-        """Return this reservation, for one holder more."""
-        self._holders += 1
-        return self
-
     def release(self) -> None:
-        """Say that one holder less needs the bytes."""
-        self._holders -= 1
-        if not self._holders:
-            self._budget.release(self.size)
-            self.size = 0
+        """Give all of them back."""
+        self.shrink(0)

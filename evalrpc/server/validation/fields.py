@@ -24,6 +24,7 @@ MAX_TIMEOUT_SECONDS: Final = 366 * _SECONDS_PER_DAY
 MIN_HEARTBEAT_SECONDS: Final = 0.1
 
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}")
+_LABEL_RULE: Final = "must be 1 to 63 characters of A-Z a-z 0-9 _ . / -"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 Violations = Iterator[FieldViolation]
@@ -169,14 +170,14 @@ def labels(field: str, values: Mapping[str, str]) -> Violations:
         return
     for key, value in values.items():
         if not _LABEL.fullmatch(key):
-            yield FieldViolation(field, f"key {quote(key)} must be 1 to 63 characters of A-Z a-z 0-9 _ . / -")
+            yield FieldViolation(field, f"key {quote(key)} {_LABEL_RULE}")
         yield from text(f"{field}[{quote(key)}]", value, MAX_NAME_LENGTH)
 
 
 def label_key(field: str, key: str) -> Violations:
     """Yield what is wrong with the key of a label, if there is one."""
     if key and not _LABEL.fullmatch(key):
-        yield FieldViolation(field, f"{quote(key)} must be 1 to 63 characters of A-Z a-z 0-9 _ . / -")
+        yield FieldViolation(field, f"{quote(key)} {_LABEL_RULE}")
 
 
 def metric_selectors(field: str, selectors: Sequence[MetricSelector]) -> Violations:
