@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from google.protobuf import json_format
-
 from clocks import ManualClock
+from google.protobuf import json_format
 
 from evalrpc.clock import Clock, Stopwatch, SystemClock
 from evalrpc.config import HarnessSettings

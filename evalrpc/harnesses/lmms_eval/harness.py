@@ -211,8 +211,8 @@ def _options(run: Run) -> Iterator[str]:
 
 
 def _name(served: ServedEndpoint) -> str:
-    """Return the name to ask for: as it is, where it is a vendor's own, which lmms-eval has to treat by its name. Others, such as
-    `600` of a checkpoint, are never read as a number."""
+    """Return the name to ask for: as it is, where it is a vendor's own, which lmms-eval has to treat by its name. Others, such
+    as `600` of a checkpoint, are never read as a number."""
     if served.is_own_name:
         return served.name
     name = _OF_OPENAI.sub(r"\g<0>_", served.name)
