@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from evalrpc.harnesses.sample_answers import ANSWERS, error_of, failure, is_empty, texts
+from evalrpc.harnesses.sample_answers import ANSWERS, NoContent, error_of, failure, is_empty, texts
 from evalrpc.v1.comparison_pb2 import AnswerCounts
 
 _CUT_OFF: Final = frozenset({"length", "max_tokens", "model_length"})
@@ -16,6 +16,7 @@ class AnswerCounter:
     def __init__(self) -> None:
         self._total = self._failed = self._empty = self._truncated = 0
         self._filter: object = None
+        self._no_content = NoContent()
 
     def take(self, row: Mapping[str, object]) -> None:
         """Count the answer in a row, if it has one."""
@@ -30,6 +31,7 @@ class AnswerCounter:
         if answer is None and not has_failed:
             return
         self._total += 1
+        self._no_content.look_at(row)
         while isinstance(answer, list) and len(answer) == 1:  # as harnesses write the one answer that there mostly is
             answer = answer[0]
         if has_failed or _is_failed(answer):
@@ -46,7 +48,7 @@ class AnswerCounter:
         return AnswerCounts(
             total_count=self._total,
             failed_count=self._failed,
-            empty_count=self._empty,
+            empty_count=self._empty + self._no_content.count,
             truncated_count=self._truncated,
         )
 

@@ -39,6 +39,7 @@ _FAILURES: Final = (
     re.compile(rf"\[ERROR\] (?=(?:{'|'.join(_MEDIA_ERRORS)})\b)"),
     re.compile(r"\[GENERATION_FAILED\] "),
     re.compile(r"(?=Video .{1,4096} (?:can not load|generate failed), check the source\Z)", re.DOTALL),
+    re.compile(r'(?:Error: )?(?=can only concatenate str \(not "NoneType"\) to str)'),
 )
 """How texts begin that stand for a missing answer, in all of lmms-eval's models."""
 
@@ -46,6 +47,9 @@ _NO_NUMBER: Final = "the log-probability is not a number; with another dtype tha
 """Why such an answer is none. Of several such, the first is taken for the largest, and so for the model's choice."""
 _TRUTH: Final = (True, False, "True", "False")
 """What follows a log-probability: whether the text is the most probable one."""
+_NO_CONTENT: Final = "None"
+"""What lmms-eval writes for an answer that has no content."""
+_WITHOUT_CONTENT: Final = "the server sent no content, perhaps since the model's reasoning took all tokens"
 ANSWERS: Final = ("resps", "filtered_resps", "answer")
 """Where a sample has the model's answer. The first one is what it said; it is left out where a filter changed nothing."""
 
@@ -68,12 +72,13 @@ _TEXT: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _SIGNS: Final = (
     *(FAILED_ANSWER_MARK.encode(), _NOT_ASKED_MARK.encode(), _BLOCKED_MARK.encode()),
     *(b"[ERROR] ", b"[GENERATION_FAILED] ", b", check the source", _NO_TEXT, b'"nan"', b"NaN"),
+    b"can only concatenate str (not ",
 )
 """A part of each of those texts, of an empty one in JSON, and of what is no number."""
 _NONE: Final = rb'":[\s\[]*+(?:\]|(?:' + _TEXT + rb'[\s,\[\]]++)*?"(?:\s|\\[nrt]|\\u3000|\\u00a0)*+")'
 """What follows where an answer, or one in a list of them, is empty."""
-EMPTY: Final = (re.compile(rb"resps" + _NONE),)
-"""An answer in a line of samples, `resps` or `filtered_resps`, with an empty text in it: then counting is needed."""
+EMPTY: Final = (re.compile(rb"resps" + _NONE), re.compile(rb'resps":[\s\[]*+"None"'))
+"""An answer in a line of samples, `resps` or `filtered_resps`, with a text in it that may be empty: then counting is needed."""
 EMPTY_OR_ERROR: Final = (*EMPTY, re.compile(rb'"answer' + _NONE), re.compile(rb'"error":\s*+(?:"[^"]|\{\s*+")'))
 """The same in the samples of a program that may say `answer` and `error`. Each begins with a text, and so is found fast."""
 
@@ -121,8 +126,8 @@ class AnswersOfRun:
             if not _may_be_bad(file, self._suspicious):
                 return NONE_BAD
             file.seek(0)
-            found = _count(_answers(file))
-            return replace(found, first=self._why_empty) if found.empty and not found.failed else found
+            found = _count(_samples(file))
+            return replace(found, first=self._why_empty or found.first) if found.empty and not found.failed else found
 
 
 def _may_be_bad(file: BinaryIO, suspicious: Sequence[re.Pattern[bytes]]) -> bool:
@@ -133,15 +138,41 @@ def _may_be_bad(file: BinaryIO, suspicious: Sequence[re.Pattern[bytes]]) -> bool
     return False
 
 
-def _count(answers: Iterable[tuple[str | None, bool]]) -> BadAnswers:
+def _count(samples: Iterable[Mapping[str, object]]) -> BadAnswers:
     failed = empty = total = 0
     first = ""
-    for why, is_without_text in answers:
-        total += 1
-        failed += why is not None
-        empty += why is None and is_without_text
-        first = first or why or ""
-    return BadAnswers(failed, empty, total, first)
+    no_content = NoContent()
+    for sample in samples:
+        no_content.look_at(sample)
+        for why, is_without_text in _answers(sample):
+            total += 1
+            failed += why is not None
+            empty += why is None and is_without_text
+            first = first or why or ""
+    if no_content.count and not failed:
+        first = _WITHOUT_CONTENT
+    return BadAnswers(failed, empty + no_content.count, total, first)
+
+
+class NoContent:
+    """Counts the answers of lmms-eval's samples that are the text `None`, unless some samples of the task expect that."""
+
+    def __init__(self) -> None:
+        self._count = self._expecting = self._samples = 0
+
+    def look_at(self, sample: Mapping[str, object]) -> None:
+        """Count in a sample."""
+        if "token_counts" not in sample:  # of another harness
+            return
+        self._samples += 1
+        self._expecting += sample.get("target") == _NO_CONTENT
+        answer = _answer(sample)
+        self._count += answer == _NO_CONTENT if isinstance(answer, str) else [*texts(answer)].count(_NO_CONTENT)
+
+    @property
+    def count(self) -> int:
+        """How many there are so far. Where all samples expect `None`, they have no target."""
+        return 0 if 0 < self._expecting < self._samples else self._count
 
 
 def is_empty(answer: object) -> bool:
@@ -179,9 +210,8 @@ def error_of(sample: Mapping[str, object]) -> str | None:
     return error if isinstance(error, str) else str(error.get("message") or "an error without a message")
 
 
-def _answers(file: BinaryIO) -> Iterator[tuple[str | None, bool]]:
-    """Yield why each of the model's answers failed, None for one that did not, and whether it is empty. A line that can't be
-    parsed has none. A row for each filter has the same answer, so one filter's rows count."""
+def _samples(file: BinaryIO) -> Iterator[Mapping[str, object]]:
+    """Yield the samples that can be parsed. A row for each filter has the same answer, so one filter's rows count."""
     first_filter: object = None
     for line in iter(partial(file.readline, _MAX_SAMPLE_BYTES), b""):
         try:
@@ -190,13 +220,20 @@ def _answers(file: BinaryIO) -> Iterator[tuple[str | None, bool]]:
             continue
         answer_filter = sample.get("filter")
         first_filter = answer_filter if first_filter is None else first_filter
-        if answer_filter != first_filter:
-            continue
-        answer = next((sample[name] for name in ANSWERS if name in sample), None)
-        if (why := error_of(sample)) is not None:
-            yield why, False
-        elif answer is not None:
-            yield from ((failure(text), is_empty(text)) for text in texts(answer))
+        if answer_filter == first_filter:
+            yield sample
+
+
+def _answers(sample: Mapping[str, object]) -> Iterator[tuple[str | None, bool]]:
+    """Yield why each of the model's answers failed, None for one that did not, and whether it is empty."""
+    if (why := error_of(sample)) is not None:
+        yield why, False
+    elif (answer := _answer(sample)) is not None:
+        yield from ((failure(text), is_empty(text)) for text in texts(answer))
+
+
+def _answer(sample: Mapping[str, object]) -> object:
+    return next((sample[name] for name in ANSWERS if name in sample), None)
 
 
 def texts(answer: object) -> Iterator[str | float | None]:

@@ -18,6 +18,7 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 CASES = sorted(case.name for case in (DATA / "lmms_eval").iterdir() if (case / "output").is_dir())
 WHY = "Error code: 500 - stub failure"
+NO_TEXT = 'can only concatenate str (not "NoneType") to str'
 BAD = f"[LMMS_EVAL_REQUEST_FAILED after 1 retries] {WHY}"
 
 
@@ -92,6 +93,30 @@ def test_a_log_probability_that_is_not_a_number_is_no_answer(answers: object, fa
 
 
 @pytest.mark.parametrize(
+    ("targets", "answers", "empty"),
+    [
+        ("AB", ["None", "A"], 1),
+        ("AB", [["None"], [["A"]]], 1),
+        (["None", "None"], ["None", "None"], 2),  # of a task that has no targets
+        (["A", "None"], ["None", "None"], 0),
+        ("AB", ["none", "None."], 0),
+    ],
+)
+def test_none_is_an_answer_where_a_task_expects_it(
+    targets: list[str], answers: list[object], empty: int, tmp_path: Path
+) -> None:
+    rows = [
+        {"target": target, "filtered_resps": answer, "token_counts": [None]}
+        for target, answer in zip(targets, answers, strict=True)
+    ]
+    found = count(samples_file(tmp_path, *rows))
+    assert (found.failed, found.empty) == (0, empty)
+    assert found.first.startswith("the server sent no content" if empty else "")
+    others = [{key: value for key, value in row.items() if key != "token_counts"} for row in rows]
+    assert count(samples_file(tmp_path, *others)).empty == 0, "of another harness"
+
+
+@pytest.mark.parametrize(
     ("answer", "why"),
     [
         (BAD, WHY),
@@ -110,6 +135,9 @@ def test_a_log_probability_that_is_not_a_number_is_no_answer(answers: object, fa
         ("[ERROR] The disk is full.", None),
         ("The log says [GENERATION_FAILED] x", None),
         ("Video a.mp4 can not load, check the source or the cable", None),
+        (f"Error: {NO_TEXT}", NO_TEXT),
+        (NO_TEXT, NO_TEXT),
+        (f"Python says: {NO_TEXT}", None),
     ],
 )
 def test_what_any_model_of_lmms_eval_says_instead_of_an_answer_is_none(answer: str, why: str | None, tmp_path: Path) -> None:

@@ -163,6 +163,7 @@ def test_a_task_whose_samples_lack_the_field_says_so(runs: Runs) -> None:
         ({"resps": [[]]}, (0, 1, 0)),
         ({"filtered_resps": [""]}, (0, 1, 0)),
         ({"answer": ""}, (0, 1, 0)),
+        ({"filtered_resps": "None", "token_counts": [None]}, (0, 1, 0)),
         ({"resps": [["[LMMS_EVAL_REQUEST_FAILED] boom"]]}, (1, 0, 0)),
         ({"error": {"message": "boom"}}, (1, 0, 0)),
         ({"resps": [[["nan", "False"]], [["nan", "False"]]]}, (1, 0, 0)),
