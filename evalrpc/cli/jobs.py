@@ -18,11 +18,19 @@ from evalrpc.cli.request_facts import request_facts
 from evalrpc.cli.tables import Cell
 from evalrpc.jobs.served_models import model_of
 from evalrpc.jobs.transitions import counted_attempts
-from evalrpc.v1.jobs_pb2 import JobAttempt, JobFilter, JobInfo, ServedModel
+from evalrpc.v1.jobs_pb2 import (
+    GPU_MODE_DATA_PARALLEL,
+    GPU_MODE_MODEL_PARALLEL,
+    JobAttempt,
+    JobFilter,
+    JobInfo,
+    ServedModel,
+)
 from evalrpc.v1.queue_pb2 import GetQueueResponse, Gpu, NodeState, OwnerShare
 
 _LARGEST_PAGE = 1000
 _MAX_QUEUED_SHOWN = 20
+_PROCESSES = {GPU_MODE_DATA_PARALLEL: "one per GPU", GPU_MODE_MODEL_PARALLEL: "one that sees all GPUs"}
 
 
 @click.command(short_help="Follow a job until it ends.")
@@ -139,6 +147,7 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         ("shares", f"attempt {job.cached_from_attempt} of job {job.cached_from}" if job.cached_from_attempt else ""),
         ("node", "" if _latest(job).node in ("", "local") else _latest(job).node),
         ("GPUs", ", ".join(job.gpus)),
+        ("processes", _PROCESSES.get(_latest(job).gpu_mode, "")),
         ("created", wording.time_text(job.created_at)),
         ("started", wording.time_text(job.started_at)),
         ("completed", wording.time_text(job.completed_at)),

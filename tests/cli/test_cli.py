@@ -43,7 +43,17 @@ from evalrpc.errors import FieldViolation
 from evalrpc.v1.callers_pb2 import GetCallerResponse
 from evalrpc.v1.catalog_pb2 import GetServerInfoResponse
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
-from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobInfo, JobStatus, Progress, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import (
+    GPU_MODE_DATA_PARALLEL,
+    GPU_MODE_MODEL_PARALLEL,
+    JobAttempt,
+    JobError,
+    JobEvent,
+    JobInfo,
+    JobStatus,
+    Progress,
+    SubmitJobRequest,
+)
 from evalrpc.v1.queue_pb2 import GetQueueResponse
 from evalrpc.v1.results_pb2 import ListMetricsResponse, Metric, MetricSelector, ModelMetric, ModelResult, TaskResult
 
@@ -665,6 +675,14 @@ def test_get_shows_what_the_request_asks_for(run: Run, service: FakeService) -> 
     job.timeout.FromSeconds(7200)
     service.change(job)
     assert "\ntimeout\t2h00m\n" in run("get", JOB_ID).stdout
+
+
+def test_get_shows_how_the_processes_of_the_attempt_share_its_gpus(run: Run, service: FakeService) -> None:
+    for mode, words in ((GPU_MODE_MODEL_PARALLEL, "one that sees all GPUs"), (GPU_MODE_DATA_PARALLEL, "one per GPU")):
+        service.change(job_at(RUNNING, attempts=[JobAttempt(number=1, gpu_mode=mode)]))
+        assert f"\nprocesses\t{words}\n" in run("get", JOB_ID).stdout
+    service.change(job_at(RUNNING, attempts=[JobAttempt(number=1)]))
+    assert "processes" not in run("get", JOB_ID).stdout
 
 
 def test_cancel_of_queued_jobs_only_is_refused_for_one_that_runs(run: Run, service: FakeService) -> None:
