@@ -105,6 +105,8 @@ _REFUSAL_SECONDS: Final = 0.1
 
 _log = logging.getLogger(__name__)
 
+_Listeners = Sequence[tuple[Listener, Certificate | None]]
+
 
 class Server:
     """A running server. Created by `running_server`."""
@@ -145,14 +147,9 @@ class Server:
         warm_limits = WarmLimits(settings.warm_idle_seconds, settings.warm_max_bytes)
         local = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups, warm_limits=warm_limits)
         shared = shared_store(self._store)
-        self._duty = Duty()
-        own: Executor = local
-        if shared is not None:
-            own = hosts_of = self._host_executor(local, shared, len(devices))
-        self._executor = executor_of_settings(settings, own, inherited, environment, clock)
-        if shared is not None:
-            known = lambda: {node.name for node in self._executor.nodes()}  # noqa: E731 - it is short
-            self._duty = SharedDuty(host_name(settings), set(settings.executors), known, shared.is_trusted)
+        host = self._host_executor(local, shared, len(devices)) if shared is not None else None
+        self._executor = executor_of_settings(settings, host or local, inherited, environment, clock)
+        self._duty = self._shared_duty(shared) if shared is not None else Duty()
         accounts = RunAccounts(self._store, data_dir, access, pool)
         run_limits = RunLimitsPolicy(settings)
         self._engines = self._build_engines(
@@ -167,10 +164,7 @@ class Server:
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir, secrets.mask_text)
         self._housekeeper = self._build_housekeeper(entitlements, clock, data_dir)
-        sharing = None
-        if shared is not None:
-            sharing = self._sharing(shared, hosts_of, queue_state)
-            shared.hosts.on_change = partial(self._nodes_changed, queue_state)
+        sharing = self._sharing(shared, host, queue_state) if shared is not None and host is not None else None
         self._running = Running(self._executor, self._scheduler, self._duty, self._housekeeper.run, sharing)
         self._service = self._build_service(queue_state, entitlements, clock, data_dir)
         self._reloading = self._build_reloading(entitlements, run_limits)
@@ -178,20 +172,7 @@ class Server:
         self._health = Health((SERVICE.full_name,))
         self._write_check = WriteCheck(self._store, data_dir, self._health, self._pools.readers)
         self._write_checks: asyncio.Task[None] | None = None
-        self.limits = Limits(settings, clock.monotonic, self._disconnect)
-        """What callers of the evaluation service take."""
-        self.open_limits = Limits(replace(settings, max_calls_per_second=0), clock.monotonic, self._disconnect)
-        """The same for health and reflection: who is past a limit keeps nobody from asking how the server is."""
-        guard = Guard(self._store, self._pools.readers, settings.visibility)
-        self.handlers = handlers_of(SERVICE, self._service, self.limits, guard.check)
-        """The handlers of all calls, by method, as every transport serves them."""
-        self.listeners = [GrpcListener(*listener, settings) for listener in listeners]
-        """Where it listens, and how."""
-        health_handlers = handlers_of(health.SERVICE, self._health, self.open_limits)
-        self._add_handlers(health_handlers)
-        self._http = self._build_http(http_listeners, health_handlers, clock) if http_listeners else None
-        self.http_listeners: Sequence[HttpListener] = self._http.listeners if self._http else ()
-        """Where it listens for HTTP, and how."""
+        self._open_to_callers(listeners, http_listeners, clock)
         if self._metrics is not None:
             self._metrics.observe(self._observed(queue_state))
 
@@ -277,6 +258,23 @@ class Server:
         loop, waits = asyncio.get_running_loop(), (self._store.wait_closed, self._running.wait_over)
         await first_of(*(loop.run_in_executor(self._pools.waiters, wait) for wait in waits))
 
+    def _open_to_callers(self, listeners: _Listeners, http_listeners: _Listeners, clock: Clock) -> None:
+        """Make what calls come by, at all addresses. Raises ConfigurationError if a library for HTTP is missing."""
+        self.limits = Limits(self._settings, clock.monotonic, self._disconnect)
+        """What callers of the evaluation service take."""
+        self.open_limits = Limits(replace(self._settings, max_calls_per_second=0), clock.monotonic, self._disconnect)
+        """The same for health and reflection: who is past a limit keeps nobody from asking how the server is."""
+        guard = Guard(self._store, self._pools.readers, self._settings.visibility)
+        self.handlers = handlers_of(SERVICE, self._service, self.limits, guard.check)
+        """The handlers of all calls, by method, as every transport serves them."""
+        self.listeners = [GrpcListener(*listener, self._settings) for listener in listeners]
+        """Where it listens, and how."""
+        health_handlers = handlers_of(health.SERVICE, self._health, self.open_limits)
+        self._add_handlers(health_handlers)
+        self._http = self._build_http(http_listeners, health_handlers, clock) if http_listeners else None
+        self.http_listeners: Sequence[HttpListener] = self._http.listeners if self._http else ()
+        """Where it listens for HTTP, and how."""
+
     def _follow_store(self, queue_state: QueueState) -> None:
         """Load the queue and follow the changes, the queue first so that the others find it up to date."""
         position = self._store.position
@@ -302,8 +300,14 @@ class Server:
         others = OtherNodes(lambda: store.hosts.hosts, name)
         return HostExecutor(local, name, others, store.is_trusted, slots.total, slots.without_gpus)
 
+    def _shared_duty(self, store: "PostgresStore") -> SharedDuty:
+        """Return which jobs this server, one of several, sees to."""
+        known = lambda: {node.name for node in self._executor.nodes()}  # noqa: E731 - it is short
+        return SharedDuty(host_name(self._settings), set(self._settings.executors), known, store.is_trusted)
+
     def _sharing(self, store: "PostgresStore", executor: HostExecutor, queue_state: QueueState) -> Sharing:
-        """Return how this server takes part where there are several."""
+        """Return how this server takes part where there are several. Hears of the others' machines from now on."""
+        store.hosts.on_change = partial(self._nodes_changed, queue_state)
         held = lambda: {device for each in self._engines.holdings() for device in each.devices}  # noqa: E731 - it is short
         machine = hosts.machine_id()
         describe = NodeDescription(machine, lambda: executor.own_node, held, lambda: queue_state.draining)
@@ -533,9 +537,7 @@ class Server:
     def _all_listeners(self) -> Sequence["GrpcListener | HttpListener"]:
         return (*self.listeners, *self.http_listeners)
 
-    def _build_http(
-        self, listeners: Sequence[tuple[Listener, Certificate | None]], health_handlers: Mapping[str, Handler], clock: Clock
-    ) -> "HttpServer":
+    def _build_http(self, listeners: _Listeners, health_handlers: Mapping[str, Handler], clock: Clock) -> "HttpServer":
         """Return what serves the same calls over HTTP. Raises ConfigurationError if a library for that is missing."""
         try:
             from evalrpc.server.transports.http_server import HttpServer
