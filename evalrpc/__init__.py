@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from evalrpc import errors
     from evalrpc.client import AsyncEvalClient, EvalClient, to_pandas
-    from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobFilter, JobStatus
+    from evalrpc.v1.comparison_pb2 import FlipDirection
+    from evalrpc.v1.history_pb2 import TrendOptions
+    from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, JobFilter, JobStatus, JobView
+    from evalrpc.v1.samples_pb2 import SampleFilter
+    from evalrpc.v1.suites_pb2 import SuiteOutcome
 
     __version__: str
 
@@ -23,8 +27,14 @@ __all__ = [
     "AsyncEvalClient",
     "EvalClient",
     "EvaluateRequest",
+    "FlipDirection",
+    "GpuMode",
     "JobFilter",
     "JobStatus",
+    "JobView",
+    "SampleFilter",
+    "SuiteOutcome",
+    "TrendOptions",
     "__version__",
     "errors",
     "to_pandas",
@@ -34,8 +44,14 @@ _MODULES: Final = {
     "AsyncEvalClient": "evalrpc.client",
     "EvalClient": "evalrpc.client",
     "EvaluateRequest": "evalrpc.v1.jobs_pb2",
+    "FlipDirection": "evalrpc.v1.comparison_pb2",
+    "GpuMode": "evalrpc.v1.jobs_pb2",
     "JobFilter": "evalrpc.v1.jobs_pb2",
     "JobStatus": "evalrpc.v1.jobs_pb2",
+    "JobView": "evalrpc.v1.jobs_pb2",
+    "SampleFilter": "evalrpc.v1.samples_pb2",
+    "SuiteOutcome": "evalrpc.v1.suites_pb2",
+    "TrendOptions": "evalrpc.v1.history_pb2",
     "to_pandas": "evalrpc.client",
 }
 

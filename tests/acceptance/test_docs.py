@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pool
 
-import evalrpc.v1.evaluation_service_pb2  # noqa: F401 - loads the schema into the pool
+import evalrpc
+import evalrpc.v1.evaluation_service_pb2
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "evalrpc"
@@ -118,3 +119,10 @@ def test_the_map_has_every_package_in_the_order_of_the_imports() -> None:
 def test_a_package_has_the_files_that_the_map_names(packages: tuple[str, ...], text: str) -> None:
     files = {path.name for package in packages for path in (PACKAGE / package).rglob("*")}
     assert set(re.findall(r"`(\w+(?:\.py|/))`", text)) - files - {f"{name}/" for name in files} == set()
+
+
+@pytest.mark.parametrize(("page", "known"), [("python", "SampleFilter"), ("suites", "SuiteOutcome")])
+def test_what_a_page_uses_in_python_can_be_imported_from_the_package(page: str, known: str) -> None:
+    used = set(re.findall(r"(?<![\w.])[A-Z]\w*[a-z](?=\(|\.[A-Z])", (ROOT / "docs" / f"{page}.md").read_text()))
+    assert {"EvalClient", known} <= used <= set(evalrpc.__all__)
+    assert all(hasattr(evalrpc, name) for name in used)
