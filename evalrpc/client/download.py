@@ -17,7 +17,7 @@ OnProgress = Callable[[Artifact, int], None]
 
 _READ_BYTES: Final = 1024 * 1024
 _NOT_IN_NAMES: Final = frozenset('\0<>:"|?*\\' if os.name == "nt" else "\0")
-_NAMED_FAILURES: Final = 5
+_MAX_NAMED: Final = 5
 
 
 class ChecksumMismatchError(EvalrpcError):
@@ -37,7 +37,7 @@ class DownloadError(EvalrpcError):
         """The files that are there now, sorted by name."""
         self.errors = errors
         """What is wrong with each of the others, by its name."""
-        named = [f"{name!r}: {error}" for name, error in islice(errors.items(), _NAMED_FAILURES)]
+        named = [f"{name!r}: {error}" for name, error in islice(errors.items(), _MAX_NAMED)]
         more = ["..."] if len(errors) > len(named) else []
         super().__init__(f"{len(errors)} of {len(errors) + len(paths)} files are missing: {'; '.join(named + more)}")
 
@@ -82,7 +82,10 @@ def select(artifacts: Iterable[Artifact], names: Sequence[str] | None) -> list[A
     by_name = {artifact.name: artifact for artifact in artifacts}
     for name in names or ():
         if name not in by_name:
-            raise ArtifactNotFoundError(f"the job has no file {name}", metadata={"resource_name": name})
+            has = ", ".join([*by_name][:_MAX_NAMED]) + (", ..." if len(by_name) > _MAX_NAMED else "")
+            raise ArtifactNotFoundError(
+                f"the job has no file {name}; it has: {has or 'none'}", metadata={"resource_name": name}
+            )
     wanted = by_name.keys() if names is None else set(names)
     return [artifact for name, artifact in by_name.items() if name in wanted]
 

@@ -88,7 +88,7 @@ class SampleFilter(_message.Message):
     min_value: _builtins.float
     """The least value of `metric`. Absent: any. Truth values are 0 and 1. NaN is rejected."""
     max_value: _builtins.float
-    """The largest value of `metric`. Absent: any."""
+    """The largest value of `metric`, at least `min_value`. Absent: any."""
     @_builtins.property
     def sample_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of samples as text: a row's `doc_id`, or else its `id`. Empty: any. At most 1000, of at most 1024 characters

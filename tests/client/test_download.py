@@ -77,7 +77,7 @@ def test_a_name_that_the_job_does_not_have_is_an_error() -> None:
 
     assert select(listed, ["b"]) == listed[1:]
     assert select(listed, None) == listed
-    with pytest.raises(errors.ArtifactNotFoundError):
+    with pytest.raises(errors.ArtifactNotFoundError, match="; it has: "):
         select(listed, ["c"])
 
 

@@ -229,6 +229,12 @@ def test_an_error_about_text_in_any_script_arrives_whole(api: Api, letter: str) 
             {"job_id": "x", "filter": {"min_value": 1}, "page_size": -1},
             ["job_id", "filter.metric", "page_size"],
         ),
+        (
+            "ListSamples",
+            {"job_id": "x", "filter": {"metric": "m", "min_value": 1, "max_value": 0}},
+            ["job_id", "filter.min_value"],
+        ),
+        ("ListSamples", {"job_id": "x", "filter": {"metric": "m", "max_value": -1}}, ["job_id"]),
         ("ReadSampleMedia", {"job_id": "x", "max_media": -1}, ["job_id", "max_media", "sample_id"]),
         ("ListArtifacts", {"job_id": "x", "attempt": -1, "page_size": -1}, ["job_id", "attempt", "page_size"]),
         ("ListMetrics", {"job_id": "x", "metrics": [{}], "page_size": -1}, ["job_id", "metrics[0]", "page_size"]),

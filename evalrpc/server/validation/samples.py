@@ -25,6 +25,8 @@ def _sample_filter(wanted: SampleFilter) -> Violations:
     for name in ("min_value", "max_value"):
         if wanted.HasField(name) and math.isnan(getattr(wanted, name)):
             yield FieldViolation(f"filter.{name}", "must be a number, and is NaN")
+    if wanted.HasField("min_value") and wanted.HasField("max_value") and wanted.min_value > wanted.max_value:
+        yield FieldViolation("filter.min_value", f"must be at most `max_value`, and is {wanted.min_value:.15g}")
     if not wanted.metric and (wanted.HasField("min_value") or wanted.HasField("max_value")):
         yield FieldViolation(
             "filter.metric", "is required with `min_value` or `max_value`: the metric whose values these bound"
