@@ -10,7 +10,7 @@ from typing import Final
 
 from evalrpc.config import HarnessSettings
 from evalrpc.config.engines import CHAT, COMPLETIONS, LOG_PROBABILITIES
-from evalrpc.errors import FieldViolation
+from evalrpc.errors import ConfigurationError, FieldViolation
 from evalrpc.harnesses import arguments, lm_eval_family, task_args
 from evalrpc.harnesses.arguments import plain_arguments, yaml_text
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
@@ -86,7 +86,10 @@ print(json.dumps({"tasks": list(tasks), "models": list(MODEL_REGISTRY)}))
 
 
 class LmEvalHarness:
-    """Runs `python -m lm_eval run` in the environment that the operator configured."""
+    """Runs `python -m lm_eval run` in the environment that the operator configured.
+
+    Raises ConfigurationError for a cache of answers that does not tell models apart.
+    """
 
     kind = KIND
     progress_words = lm_eval_family.PROGRESS_WORDS
@@ -99,6 +102,11 @@ class LmEvalHarness:
     def __init__(self, settings: HarnessSettings) -> None:
         self.name = settings.name
         self._settings = settings
+        if task_args.has_option(settings.args, "--use_cache", "-c"):
+            raise ConfigurationError(
+                f"setting harnesses.{self.name}.args: with --use_cache, lm-eval takes the answers of one model for those of "
+                "another: leave it out"
+            )
 
     def info(self) -> HarnessInfo:
         """Report which lm-eval is installed beside the interpreter."""

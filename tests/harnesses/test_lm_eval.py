@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.config import HarnessSettings
-from evalrpc.errors import RunFailedError
+from evalrpc.errors import ConfigurationError, RunFailedError
 from evalrpc.harnesses.base import Command, Exit
 from evalrpc.harnesses.lm_eval import LmEvalHarness
 from evalrpc.results.layout import samples_task
@@ -40,6 +40,14 @@ MODELS = {
 def harness(**more: Any) -> LmEvalHarness:
     fields = {"python": Path("/env/bin/python"), "working_dir": Path("/srv"), **more}
     return LmEvalHarness(HarnessSettings("lm-eval", "lm-eval", **fields))
+
+
+@pytest.mark.parametrize(
+    "args", [("--use_cache=/d/answers.db",), ("--seed=1", "--use_cache", "/d/answers.db"), ("-c", "/d/a.db")]
+)
+def test_no_model_gets_the_answers_of_another(args: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=r"setting harnesses\.lm-eval\.args: with --use_cache, .*: leave it out"):
+        harness(args=args)
 
 
 def lm_request(**fields: Any) -> EvaluateRequest:
