@@ -43,8 +43,10 @@ _FAILURES: Final = (
 )
 """How texts begin that stand for a missing answer, in all of lmms-eval's models."""
 
-_NO_NUMBER: Final = "the log-probability is not a number; with another dtype than float16 it may be one"
+_NO_NUMBER: Final = "no log-probability: it is NaN, as float16 may make it, or the server sent none, where lm-eval takes 0"
 """Why such an answer is none. Of several such, the first is taken for the largest, and so for the model's choice."""
+_SUM_OF_NONE: Final = ("0", 0)
+"""What lm-eval writes for the sum of no log-probabilities. That of some is a fraction, such as `0.0`."""
 _TRUTH: Final = (True, False, "True", "False")
 """What follows a log-probability: whether the text is the most probable one."""
 _NO_CONTENT: Final = "None"
@@ -72,9 +74,9 @@ _TEXT: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _SIGNS: Final = (
     *(FAILED_ANSWER_MARK.encode(), _NOT_ASKED_MARK.encode(), _BLOCKED_MARK.encode()),
     *(b"[ERROR] ", b"[GENERATION_FAILED] ", b", check the source", _NO_TEXT, b'"nan"', b"NaN"),
-    b"can only concatenate str (not ",
+    *(b"can only concatenate str (not ", b'["0", ', b"[0, "),
 )
-"""A part of each of those texts, of an empty one in JSON, and of what is no number."""
+"""A part of each of those texts, of an empty one in JSON, and of what is no log-probability."""
 _NONE: Final = rb'":[\s\[]*+(?:\]|(?:' + _TEXT + rb'[\s,\[\]]++)*?"(?:\s|\\[nrt]|\\u3000|\\u00a0)*+")'
 """What follows where an answer, or one in a list of them, is empty."""
 EMPTY: Final = (re.compile(rb"resps" + _NONE), re.compile(rb'resps":[\s\[]*+"None"'))
@@ -245,7 +247,7 @@ def texts(answer: object) -> Iterator[str | float | None]:
         if isinstance(part, float):
             yield part
         elif isinstance(part, list) and len(part) == 2 and part[1] in _TRUTH and (value := number(part[0])) is not None:
-            yield value
+            yield math.nan if part[0] in _SUM_OF_NONE and not isinstance(part[0], float) else value
         elif isinstance(part, list) and part:
             waiting.extend(reversed(part))
         elif isinstance(part, str) or part is None or part == []:

@@ -82,14 +82,17 @@ def test_every_bad_answer_counts(samples: list[object], failed: int, empty: int,
         ([math.nan, False], 1, 1),  # as lmms-eval writes a single one
         ([[math.nan]], 1, 1),  # of a whole text
         ([["nan"], ["NaN"]], 0, 2),  # texts that a model has said
-        ([["-inf", "False"], ["-0.5", "True"]], 0, 2),
+        ([["-inf", "False"], ["-0.0", "True"], [0.0, True], ["0.0", "True"]], 0, 4),
+        ([["0", "True"], ["0", "True"]], 2, 2),  # of a server that sends none
+        ([[[0, True]], [[-0.5, True]]], 1, 2),
+        ([["0"], ["0", "1"]], 0, 3),
     ],
 )
-def test_a_log_probability_that_is_not_a_number_is_no_answer(answers: object, failed: int, total: int, tmp_path: Path) -> None:
+def test_what_is_no_log_probability_is_no_answer(answers: object, failed: int, total: int, tmp_path: Path) -> None:
     found = count(samples_file(tmp_path, {"resps": answers, "acc": 1.0}))
     assert (found.failed, found.empty) == (failed, 0)
     assert found.total == total or not found.count
-    assert found.first.startswith("the log-probability is not a number" if failed else "")
+    assert found.first.startswith("no log-probability" if failed else "")
 
 
 @pytest.mark.parametrize(
