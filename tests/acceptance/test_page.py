@@ -197,15 +197,16 @@ def test_a_status_in_a_url_counts_in_small_letters_too(tabs: Tabs) -> None:
     assert not tabs.problems
 
 
-def test_jobs_without_a_step_are_drawn_in_order_of_creation_and_not_over_each_other(tabs: Tabs) -> None:
+def test_jobs_without_a_step_are_drawn_in_order_of_creation_and_never_at_step_0(tabs: Tabs) -> None:
     api = api_of(tabs)
     for _ in range(2):
         api.run("good")
     page = tabs.open("/history")
-    page.get_by_role("img", name="by job, in order of creation").wait_for()
+    page.get_by_role("img", name="of 1 runs, by job, in order of creation").wait_for()
     api.run("good", labels={"run": "a", "step": "100"})
-    page.goto(f"{tabs.url}/history?labels=run%3Da")
-    page.get_by_role("img", name="by step").wait_for()
+    page.reload()
+    page.get_by_role("img", name="of 1 runs, by step").wait_for()  # the other is in the table
+    assert page.locator('a[href^="/jobs/"]').count() == 3
     assert not tabs.problems
 
 

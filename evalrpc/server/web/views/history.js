@@ -53,26 +53,27 @@ async function loadPoints(request, signal) {
 
 const nameOf = (metric) => [metric.task, metric.metric, metric.filter].filter(Boolean).join(" ");
 
-// The lines, and what their x is: the steps if every point has one, as in `evalrpc history --plot`.
+// The runs, and what the x of their points is: the step, if any has one. A job without one, such as a baseline, is then in the table alone.
 function runsOf(points, name, labels) {
   const found = points.flatMap((point) => {
     const metric = (point.metrics || []).find((each) => nameOf(each) === name);
     return metric && typeof metric.value === "number" ? [{ ...point, value: metric.value, error: metric.standardError }] : [];
   });
-  const haveSteps = found.every((point) => point.step !== undefined);
+  const haveSteps = found.some((point) => point.step !== undefined);
   const runs = new Map();
   found.forEach((point, place) => {
     const run = (point.labels || {})[labels.run] || point.model;
     if (!runs.has(run)) runs.set(run, []);
     runs.get(run).push({ ...point, x: haveSteps ? point.step : place + 1 });
   });
-  const sorted = [...runs].map(([run, its]) => ({ run, points: its.sort((a, b) => a.x - b.x) }));
+  const sorted = [...runs].map(([run, its]) => ({ run, points: its.sort((a, b) => (a.x ?? Infinity) - (b.x ?? Infinity)) }));
   return [sorted, haveSteps ? labels.step : "job, in order of creation"];
 }
 
 // uPlot takes one list of x for all lines, with nothing where a line has no point.
-function Chart({ name, runs, xTitle }) {
+function Chart({ name, runs: all, xTitle }) {
   const box = useRef(null);
+  const runs = all.map((run) => ({ ...run, points: run.points.filter((point) => point.x !== undefined) })).filter((run) => run.points.length);
   useEffect(() => {
     const places = [...new Set(runs.flatMap((run) => run.points.map((point) => point.x)))].sort((a, b) => a - b);
     const at = (run, value) => {
