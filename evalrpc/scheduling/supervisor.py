@@ -356,15 +356,8 @@ class Supervisor:
     def _supervise(self, job: pb.JobInfo, key: RunKey) -> _Change | None:
         """Start the run, unless it has begun, and follow it to its end. Raises RunFailedError, OSError."""
         self._find(key)
-        harness = self._dependencies.harnesses.get(job.request.harness)
-        if harness is None:
-            self._dependencies.preparing.end(job, self._dependencies.grace_seconds)
-            if self._handle is not None:
-                self._end(self._handle, job, self._dependencies.grace_seconds)
-            raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
-        if self._ending is None and (ending := self._prepare_model(job)) is not None:
-            return self._ended_early(ending, job, {})
-        if self._ending is None and (ending := self._serve_or_end(job)) is not None:
+        harness = self._harness_of(job)
+        if self._ending is None and (ending := self._prepare_model(job) or self._serve_or_end(job)) is not None:
             return self._ended_early(ending, job, {})
         output_dir, request = Path(job.attempts[-1].output_dir), self._request_of(job, job.attempt)
         run = Run(job.job_id, job.attempt, request, key.attempt_dir, output_dir, len(job.gpus))
@@ -390,6 +383,22 @@ class Supervisor:
         self._end(handle, job, 0.0 if ending is _Ending.BY_ITSELF else self._dependencies.grace_seconds)
         if self._served is not None and ending is _Ending.BY_ITSELF:
             self._served.require_sound(harness)
+        return self._conclude(ending, job, found, progress, bounds)
+
+    def _harness_of(self, job: pb.JobInfo) -> Harness:
+        """Return the harness of a job. Raises RunFailedError if there is none any more: then nothing is left of the run."""
+        harness = self._dependencies.harnesses.get(job.request.harness)
+        if harness is None:
+            self._dependencies.preparing.end(job, self._dependencies.grace_seconds)
+            if self._handle is not None:
+                self._end(self._handle, job, self._dependencies.grace_seconds)
+            raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
+        return harness
+
+    def _conclude(
+        self, ending: _Ending, job: pb.JobInfo, found: RunResults, progress: RunProgress, bounds: BoundsWatch
+    ) -> _Change | None:
+        """Read what a run has left of which no process is left, and return the change to commit. Raises RunFailedError."""
         read = partial(_finish, found, bounds) if ending is _Ending.BY_ITSELF else found.look
         timeout_seconds = _LAST_LOOK_SECONDS if ending in (_Ending.CANCELLED, _Ending.PREEMPTED) else None
         ending = self._reader.read(read, self._reason_to_read_no_more, timeout_seconds) or ending
