@@ -12,7 +12,7 @@ from benchmarks.loading_engine import ASKED, STARTED
 from benchmarks.processes import REPOSITORY, evalrpc_server, workplace
 from benchmarks.report import Aim, Row, Sides, at_most, compare, in_turn, ratio_at_most
 from benchmarks.scale import Scale
-from benchmarks.warm import HARNESSES, python_of
+from benchmarks.warm import HARNESSES, environment_of, harness_tables, python_of
 from evalrpc.client import EvalClient
 from evalrpc.protobuf.times import seconds_of
 from evalrpc.v1.engines_pb2 import ENGINE_STATE_ENDED
@@ -174,26 +174,13 @@ def _wait_for_end(client: EvalClient) -> None:
 
 
 def _tables(folder: Path) -> Iterator[str]:
-    data = folder / "data.jsonl"
-    data.write_text("".join(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(_DOCUMENTS)))
-    tasks = {name: folder / name for name in ("lm-eval", "inspect-ai")} | {"lmms-eval": REPOSITORY / "demo" / "tasks"}
-    for name in ("lm-eval", "inspect-ai"):
-        tasks[name].mkdir()
-    (tasks["lm-eval"] / "sums.yaml").write_text(_LM_EVAL_TASK.replace("DATA", str(data)))
-    (tasks["inspect-ai"] / "sums.py").write_text(_INSPECT_TASK)
+    rows = ({"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(_DOCUMENTS))
     (folder / "hf" / "hub").mkdir(parents=True)
-    variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf")}
-    environment = ", ".join(f'{name} = "{value}"' for name, value in variables.items())
-    for harness in HARNESSES:
-        for name, warm in ((harness, "auto"), (f"{harness}-cold", "off")):
-            yield (
-                f'[harnesses.{name}]\nkind = "{harness}"\npython = "{python_of(harness)}"\nwarm = "{warm}"\n'
-                f'include_path = ["{tasks[harness]}"]\nworking_dir = "{REPOSITORY / "demo"}"\nenv = {{ {environment} }}\n'
-                f"[harnesses.{name}.policy]\narguments_refused = []\n"
-            )
+    policy = "[harnesses.NAME.policy]\narguments_refused = []\n"
+    yield from harness_tables(folder, rows, _LM_EVAL_TASK, _INSPECT_TASK, policy)
     command = [str(python_of("lmms-eval").with_name("transformers")), "serve", "{model}", "--host", "127.0.0.1"]
     yield (
         f"[engines.transformers]\ncommand = {json.dumps([*command, '--port', '{port}', '--device', 'cpu'])}\n"
-        f'model_name = "{{model}}"\nenv = {{ {environment} }}\nstart_timeout_seconds = 600\n'
+        f'model_name = "{{model}}"\nenv = {{ {environment_of(folder)} }}\nstart_timeout_seconds = 600\n'
         f"idle_seconds = {_IDLE_SECONDS}\n"
     )

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -116,19 +116,30 @@ def _wait_until_warm(client: EvalClient, harness: str) -> None:
 
 def _tables(folder: Path) -> Iterator[str]:
     rows = ({"question": f"{n} + 1?", "choices": ["1", "2", "3"], "gold": n % 3} for n in range(_DOCUMENTS))
+    return harness_tables(folder, rows, _LM_EVAL_TASK, _INSPECT_TASK)
+
+
+def harness_tables(
+    folder: Path, rows: Iterable[Mapping[str, object]], lm_eval_task: str, inspect_task: str, more: str = ""
+) -> Iterator[str]:
+    """Yield tables of each harness, warm and cold, with tasks of these rows. `more` is TOML, with `NAME` for the harness."""
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = {name: folder / name for name in ("lm-eval", "inspect-ai")} | {"lmms-eval": REPOSITORY / "demo" / "tasks"}
     for name in ("lm-eval", "inspect-ai"):
         tasks[name].mkdir()
-    (tasks["lm-eval"] / "sums.yaml").write_text(_LM_EVAL_TASK.replace("DATA", str(data)))
-    (tasks["inspect-ai"] / "sums.py").write_text(_INSPECT_TASK)
-    variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf")}
-    environment = ", ".join(f'{name} = "{value}"' for name, value in variables.items())
+    (tasks["lm-eval"] / "sums.yaml").write_text(lm_eval_task.replace("DATA", str(data)))
+    (tasks["inspect-ai"] / "sums.py").write_text(inspect_task)
     for harness in HARNESSES:
         for name, warm in ((harness, "auto"), (f"{harness}-cold", "off")):
             yield (
                 f'[harnesses.{name}]\nkind = "{harness}"\npython = "{python_of(harness)}"\nwarm = "{warm}"\n'
                 f'include_path = ["{tasks[harness]}"]\nworking_dir = "{REPOSITORY / "demo"}"\n'
-                f"env = {{ {environment} }}\n"
+                f"env = {{ {environment_of(folder)} }}\n{more.replace('NAME', name)}"
             )
+
+
+def environment_of(folder: Path) -> str:
+    """Return the inside of a TOML table with the variables with which a program fetches nothing."""
+    variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf")}
+    return ", ".join(f'{name} = "{value}"' for name, value in variables.items())
