@@ -96,7 +96,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield check_environment(settings, environment)
     yield from check_secrets(settings, environment)
     yield from _guarded("accounts of runs", lambda: check_accounts(settings, environment))
-    yield check_data_dir(settings.data_dir)
+    yield from _guarded("data folder", lambda: check_data_dir(settings.data_dir))
     yield from _guarded("executors", lambda: check_executors(settings, environment))
     yield from _guarded("metrics", lambda: check_metrics(settings))
     yield from _guarded("store", lambda: check_store(settings))
@@ -258,18 +258,19 @@ def check_way(pool: "AccountPool", data_dir: Path) -> Iterator[Finding]:
     yield Finding(_WAY, True, f"can get to {data_dir}")
 
 
-def check_data_dir(data_dir: Path) -> Finding:
+def check_data_dir(data_dir: Path) -> Iterator[Finding]:
     """Check that the data folder is writable or can be created, on a disk with room."""
     from evalrpc.server.write_check import MIN_FREE_BYTES
 
     nearest = next(folder for folder in (data_dir.absolute(), *data_dir.absolute().parents) if folder.exists())
     if not nearest.is_dir():
-        return Finding("data folder", False, f"{nearest} is no folder; choose another --data-dir")
-    if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
-        return Finding("data folder", False, f"{nearest} can't be written; change its owner or choose another --data-dir")
-    if shutil.disk_usage(nearest).free < MIN_FREE_BYTES:
-        return Finding("data folder", False, f"the disk of {nearest} is full; make room on it, or choose another --data-dir")
-    return Finding("data folder", True, f"{data_dir.absolute()}{'' if nearest == data_dir.absolute() else ', to be made'}")
+        yield Finding("data folder", False, f"{nearest} is no folder; choose another --data-dir")
+    elif not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
+        yield Finding("data folder", False, f"{nearest} can't be written; change its owner or choose another --data-dir")
+    elif shutil.disk_usage(nearest).free < MIN_FREE_BYTES:
+        yield Finding("data folder", False, f"the disk of {nearest} is full; make room on it, or choose another --data-dir")
+    else:
+        yield Finding("data folder", True, f"{data_dir.absolute()}{'' if nearest == data_dir.absolute() else ', to be made'}")
 
 
 def check_store(settings: Settings) -> Iterator[Finding]:
@@ -418,6 +419,8 @@ def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[F
         yield Finding(subject, False, with_flag(error.message))
     except ModuleNotFoundError as error:
         yield Finding(subject, False, extras.missing(error, "server"))
+    except OSError as error:
+        yield Finding(subject, False, f"{error.filename}: {error.strerror}")
 
 
 def _print(form: Form, findings: Sequence[Finding]) -> None:

@@ -1016,6 +1016,11 @@ def test_doctor_finds_the_data_with_which_no_server_would_start(
     assert "its database has version 99" in store()
     assert sorted(path.name for path in folder.iterdir()) == ["evalrpc.sqlite3", "jobs"]
 
+    config.write_text(
+        config.read_text().replace('"data"', f'"{"x" * 300}"')
+    )  # raises an OSError, as does a folder without rights
+    assert "name too long" in store()
+    config.write_text(config.read_text().replace("x" * 300, "data"))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
     assert "is full" in doctor("--config", str(config), "--listen", "127.0.0.1:0")[1]["data folder"]["detail"]
 
