@@ -29,6 +29,10 @@ PLACEHOLDERS: Final = ("request_json", "output_dir", "model", "tasks", "job_id",
 """The names allowed in braces in the command line."""
 
 _REQUEST_NAME = "request.json"
+_IN_REQUEST_ALONE: Final = frozenset(
+    {"model_args", "num_fewshot", "batch_size", "device", "limit", "gen_kwargs", "predict_only"}
+)
+"""What a program that does not read its request can't know."""
 
 
 class CommandHarness:
@@ -50,6 +54,7 @@ class CommandHarness:
             raise ConfigurationError(
                 f"setting harnesses.{self.name}.preload: is for a command that begins with an interpreter, -m and a module"
             )
+        self._reads_request = "request_json" in placeholders_in(settings.command)
         self._in_code = placeholders_in(code_arguments(settings.command))
         for name in ("model", "tasks"):
             if name in self._in_code:
@@ -74,9 +79,15 @@ class CommandHarness:
                 yield FieldViolation(f"tasks[{index}]", "must be one task's name: no comma")
         if request.output_dir and "output_dir" in self._in_code:
             yield FieldViolation("output_dir", f"must be empty: the command of harness {self.name} has it in a shell's code")
-        if request.task_args.fields and "request_json" not in placeholders_in(self._settings.command):
+        if request.task_args.fields and not self._reads_request:
             problem = f"must be empty: the command of harness {self.name} reads no request, for want of {{request_json}}"
             yield FieldViolation("task_args", problem)
+
+    def warnings(self, request: EvaluateRequest, /) -> Iterable[str]:
+        """Yield a warning for what a program that does not read its request takes no notice of."""
+        ignored = [field.name for field, _ in request.ListFields() if field.name in _IN_REQUEST_ALONE]
+        if ignored and not self._reads_request:
+            yield f"{', '.join(ignored)}: the command of harness {self.name} has no {{request_json}} to read that in"
 
     def unknown_task_args(self, _request: EvaluateRequest, /) -> Iterable[FieldViolation]:
         """Yield nothing: only the program knows what it takes."""

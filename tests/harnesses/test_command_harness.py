@@ -53,6 +53,13 @@ def test_the_request_file_holds_the_request_as_protobuf_json() -> None:
     assert json.loads(content)["num_fewshot"] == 0
 
 
+def test_what_a_program_that_reads_no_request_can_not_know_is_warned_of() -> None:
+    warning = "num_fewshot, limit: the command of harness nightly has no {request_json} to read that in"
+    assert list(harness("p", "{model}", "{tasks}").warnings(REQUEST)) == [warning]
+    assert not list(harness("p", "{request_json}").warnings(REQUEST))
+    assert not list(harness("p", "{model}").warnings(EvaluateRequest(model="m", tasks=["t"], log_samples=True, num_gpus=1)))
+
+
 def test_the_operators_environment_is_passed_on() -> None:
     assert harness(env={"A": "b"}).command(run_of()).env == {"A": "b"}
 

@@ -86,8 +86,8 @@ def _well_formed(request: EvaluateRequest, gpu_counts: Sequence[int], output_roo
     yield from _output_dir(request.output_dir, output_root)
     if request.gpu_mode not in GpuMode.values():
         yield FieldViolation("gpu_mode", f"{request.gpu_mode} is no mode that this server knows; leave it out")
-    if request.HasField("max_bad_answer_ratio") and not 0 <= request.max_bad_answer_ratio <= 1:
-        yield FieldViolation("max_bad_answer_ratio", f"must be from 0 to 1, not {request.max_bad_answer_ratio:g}")
+    if request.HasField("max_bad_answer_ratio"):
+        yield from fields.within("max_bad_answer_ratio", request.max_bad_answer_ratio, 0, 1)
 
 
 def _model(request: EvaluateRequest, harness: Harness | None, engines: Mapping[str, ModelServer]) -> Violations:
