@@ -589,15 +589,15 @@ class QueueState:
     def _reservation_before(self, entry: QueuedJob, position: int) -> Reservation | None:
         """Return the reservation of the last choice, if it keeps a job waiting, or is for that job."""
         reservation = self._reservation
-        first = self._queued.find(reservation.job.job_id) if reservation is not None else None
-        if reservation is None or first is None:
+        # Of the job itself a reservation has only what is missing, so its place is looked up.
+        if reservation is None or (first := self._queued.find(reservation.job.job_id)) is None:
             return None
         is_urgent_alone = is_urgent(entry.owner, -entry.negated_priority) and not is_urgent(
             reservation.job.owner, -reservation.job.negated_priority
         )
         if reservation.job.owner != entry.owner and not is_urgent_alone:
             return reservation
-        return reservation if self._position(first) <= position else None  # not its own job, of which it has what is missing
+        return reservation if self._position(first) <= position else None
 
     def _follow_reason(self, job: pb.JobInfo, names_others: bool) -> str:
         """Say which job another one follows."""

@@ -46,12 +46,11 @@ from evalrpc.reading.sample_references import MAX_ALL_INLINE_BYTES
 from evalrpc.reading.samples import SampleLister
 from evalrpc.reading.turns import Turns
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.server import validation
+from evalrpc.server import engine_listing, validation
 from evalrpc.server.admission import gpu_counts
 from evalrpc.server.auth.rights import visible_owner
 from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
-from evalrpc.server.engine_listing import Engines, listing
 from evalrpc.server.operations import Operations
 from evalrpc.server.queue_listing import QueueListing
 from evalrpc.server.submissions import Submissions, fingerprint_of, require_may_give
@@ -159,7 +158,7 @@ class EvaluationService:
     results: JobResults
     queue_state: QueueState
     queue: QueueListing
-    engines: Engines
+    engines: engine_listing.Engines
     harnesses: Mapping[str, Harness]
     settings: Settings
     defaults: RequestDefaults
@@ -474,7 +473,7 @@ class EvaluationService:
     async def ListEngines(self, request: ListEnginesRequest, call: Call) -> ListEnginesResponse:
         """List the engines that are there, and those that requests may name."""
         problems = await self._look_up(self.engines.problems)
-        return listing(self.engines.listed(), self.settings, problems, self._visible_owner(call))
+        return engine_listing.listing(self.engines.listed(), self.settings, problems, self._visible_owner(call))
 
     async def StopEngine(self, request: StopEngineRequest, call: Call) -> StopEngineResponse:
         """End an engine."""
