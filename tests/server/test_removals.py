@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from store_jobs import CLOCK, SECONDS, complete, submit
 from evalrpc.errors import StoreUnavailableError
 from evalrpc.files.trees import Remains, remove_tree
 from evalrpc.jobs import transitions
+from evalrpc.jobs.ids import job_ids
 from evalrpc.server import removals
 from evalrpc.server.removals import Removals
 from evalrpc.store.sqlite.store import SqliteStore
@@ -152,18 +154,22 @@ def test_only_folders_that_belong_to_no_job_are_orphans(
     removing = Removals(store, data_dir)
     assert removing.remove_orphans() == 0
     kept = [ended_job(store, data_dir) for _ in range(5)]
-    for number in range(10):
-        (data_dir / "jobs" / f"orphan-{number}" / "attempt-1").mkdir(parents=True)
-    (data_dir / "jobs" / os.fsdecode(b"\xff\xfe")).mkdir()
-    (data_dir / "jobs" / "link").symlink_to(data_dir)
-    assert removing.remove_orphans() == 12
-    assert {path.name for path in (data_dir / "jobs").iterdir()} == set(kept)
+    orphans = islice(job_ids(), 11)
+    (data_dir / "jobs" / next(orphans)).symlink_to(data_dir)
+    for orphan in orphans:
+        (data_dir / "jobs" / orphan / "attempt-1").mkdir(parents=True)
+    of_no_job = ("lost+found", os.fsdecode(b"\xff\xfe"))
+    for name in of_no_job:
+        (data_dir / "jobs" / name).mkdir()
+    assert removing.remove_orphans() == 11
+    assert {path.name for path in (data_dir / "jobs").iterdir()} == {*kept, *of_no_job}
 
 
 def test_an_orphan_that_can_not_be_removed_stops_no_other(store: SqliteStore, data_dir: Path, stuck: StuckFolders) -> None:
-    for number in range(4):
-        (data_dir / "jobs" / f"orphan-{number}").mkdir(parents=True)
-    stuck.names = {"orphan-0", "orphan-2"}
+    orphans = list(islice(job_ids(), 4))
+    for orphan in orphans:
+        (data_dir / "jobs" / orphan).mkdir(parents=True)
+    stuck.names = set(orphans[::2])
     removing = Removals(store, data_dir)
     assert removing.remove_orphans() == 2
     assert {path.name for path in (data_dir / "jobs").iterdir()} == stuck.names
