@@ -178,6 +178,16 @@ def test_without_threads_a_server_stops_and_the_next_one_sees_its_runs_through(l
     assert site.starts(running.job_id) == ["1"]
 
 
+def test_a_run_that_fills_the_disk_can_be_deleted_which_makes_room_for_others(launch: Launch, site: Site) -> None:
+    with small_disk(site.folder / "data", "40m") as disk:
+        api = launch().api
+        job = api.run("fills", request={"num_gpus": 2})
+        assert (job.status, job.error.message) == (COMPLETED, "")
+        api.DeleteJob(job_id=job.job_id)
+        eventually(lambda: not (disk / "jobs" / job.job_id).exists())
+        assert api.run("good", request={"num_gpus": 2}).status == COMPLETED
+
+
 def test_a_disk_that_is_full_as_a_run_ends_costs_neither_its_outcome_nor_the_next_job(launch: Launch, site: Site) -> None:
     with small_disk(site.folder / "data", "16m") as disk:
         server = launch()

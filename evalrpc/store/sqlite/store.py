@@ -11,6 +11,7 @@ neighbours in the transaction alone, and none needs a savepoint.
 
 import json
 import logging
+import shutil
 import sqlite3
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
 from evalrpc.errors import EvalrpcError, RevisionCompactedError, RevisionInFutureError, StoreUnavailableError
+from evalrpc.files.reserving import reserve_room
 from evalrpc.jobs.holds import Holds
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.share_policy import Entitlements
@@ -71,6 +73,10 @@ WHERE EXISTS (SELECT 1 FROM jobs INDEXED BY jobs_by_owner WHERE owner = ? AND jo
 
 _CACHE_BYTES: Final = 16 * 1024 * 1024
 _BITMAPS_BYTES: Final = 8 * 1024 * 1024
+
+_RESERVED_BYTES: Final = 16 * 1024 * 1024
+"""The part of the write-ahead log that has its room on the disk at all times. So when a run has filled that, its end is still
+committed, as is a cancel or a deletion, which makes room."""
 
 _CACHED_STATEMENTS: Final = 24
 """How many prepared statements each connection for reading keeps. That of a long filter takes up to 240 KiB."""
@@ -126,6 +132,7 @@ class SqliteStore(StoreWrites):
         self._tables = SqliteTables(self._connection)
         self._holds = self._tables.holds()
         self._unerased = True  # an earlier server may have been killed before it could
+        self._reserve_room()
         self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
         self._writer.start()
 
@@ -239,14 +246,21 @@ class SqliteStore(StoreWrites):
                 future.set_result(outcome)
 
     def _erase(self, future: Future[bool]) -> None:
-        """Wait for the readers at work only for a moment, since all writes wait meanwhile."""
+        """Wait for the readers at work only for a moment, since all writes wait meanwhile. On a full disk the log stays as it is:
+        others might take the room that it gives back."""
         try:
-            if self._unerased:
+            if self._unerased and shutil.disk_usage(self._path.parent).free > _RESERVED_BYTES:
                 self._unerased = not self._empty_log()
         except sqlite3.Error as error:
             future.set_exception(_unavailable(f"the server's store can't write: {error}"))
         else:
             future.set_result(not self._unerased)
+        self._reserve_room()
+
+    def _reserve_room(self) -> None:
+        """Reserve what emptying the log has given back."""
+        with suppress(OSError):  # without it, the server writes for as long as there is room
+            reserve_room(self._path.with_name(f"{self._path.name}-wal"), _RESERVED_BYTES)
 
     def _empty_log(self) -> bool:
         """Empty the write-ahead log, unless somebody still reads from it. Return whether it is empty."""
