@@ -72,13 +72,15 @@ class _EventTable:
 
 
 def show_outcome(job: JobInfo, form: Form) -> None:
-    """Print a job's metrics and, on stderr, where its files are and, if it did not complete, why."""
+    """Print a job's metrics and, on stderr, where its files are, what is doubtful and, if it did not complete, why."""
     if job.status != JobStatus.JOB_STATUS_COMPLETED:
         for line in wording.new_lines(job.error.log_tail, job.error.message):
             print_line(line, err=True)
         print_line(f"evalrpc: job {job.job_id}: {wording.describe(job)}", err=True)
     if job.status == JobStatus.JOB_STATUS_COMPLETED or job.results:
         _show_results(job, form)
+    for warning in job.warnings:
+        print_line(f"evalrpc: warning: {warning}", err=True)
 
 
 def _show_results(job: JobInfo, form: Form) -> None:

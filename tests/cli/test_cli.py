@@ -367,6 +367,16 @@ def test_groups_come_after_the_tasks_and_versions_below_the_table(run: Run, serv
     assert "evaluated with lm_eval 0.4.13, transformers 5.1, 2m05s" in printed.stderr
 
 
+@pytest.mark.parametrize("command", ["results", "watch"])
+def test_what_is_doubtful_about_metrics_is_told_beside_them(run: Run, service: FakeService, command: str) -> None:
+    job = completed_job()
+    job.warnings.append("19 of 20 answers to task mme failed: no route")
+    service.change(job)
+    printed = run(command, JOB_ID)
+    assert "mme" in printed.stdout
+    assert "evalrpc: warning: 19 of 20 answers to task mme failed: no route\n" in printed.stderr
+
+
 @pytest.mark.parametrize(("job", "exit_code"), [(job_at(RUNNING), 2), (failed_job(), 1)], ids=["running", "failed"])
 def test_results_that_are_not_there_are_an_error(run: Run, service: FakeService, job: JobInfo, exit_code: int) -> None:
     service.change(job)
