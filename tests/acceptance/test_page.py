@@ -226,13 +226,20 @@ def test_the_form_says_what_is_wrong_while_one_types_and_then_submits(tabs: Tabs
     page.get_by_label("Tasks").fill("t")
     page.get_by_label("GPUs").fill("7")
     page.get_by_text("asks for 7 GPUs, and this server has 2").wait_for()
+    for text, problem in (('{"a": ', "is no valid JSON"), ("a=1,b", "b is not of the form NAME=VALUE")):
+        page.get_by_label("Model arguments").fill(text)
+        page.get_by_text(problem).wait_for()
+    page.get_by_role("button", name="Submit", exact=True).click()
     page.get_by_label("GPUs").fill("0")
     page.get_by_text("asks for 7 GPUs").wait_for(state="detached")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    page.get_by_label("Model arguments").fill("a=1")
+    page.get_by_text("NAME=VALUE with commas between them, or JSON").wait_for()
     page.get_by_label("Labels").fill("run=x, step=5")
     page.get_by_role("button", name="Submit", exact=True).click()
     page.locator("h1").get_by_text("completed").wait_for()
     (job,) = api_of(tabs).ListJobs().jobs
-    assert (job.request.model, dict(job.labels)) == ("good", {"run": "x", "step": "5"})
+    assert (job.request.model, dict(job.labels), dict(job.request.model_args)) == ("good", {"run": "x", "step": "5"}, {"a": 1})
 
 
 def test_samples_are_found_among_all_and_their_images_shown(tabs: Tabs) -> None:

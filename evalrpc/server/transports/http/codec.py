@@ -104,7 +104,7 @@ def require_few_values(text: bytes) -> None:
     has one of these characters before it."""
     if sum(map(text.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
         raise RequestTooLargeError(
-            f"the body of the request has more than {MAX_JSON_VALUES} values, or commas and brackets, which no request may",
+            f"the request has more than {MAX_JSON_VALUES} values, or commas and brackets, which no request may",
             metadata={"limit": str(MAX_JSON_VALUES)},
         )
 
@@ -118,7 +118,7 @@ def encode(serialized: bytes, descriptor: Descriptor) -> bytes:
 def decode(text: bytes, descriptor: Descriptor) -> bytes:
     """Return the serialised message that a JSON text is, at once. Raises InvalidRequestError."""
     if not text.lstrip().startswith(b"{"):
-        raise InvalidRequestError("the body must be a JSON object, such as {}")
+        raise InvalidRequestError("the request must be a JSON object, such as {}")
     if (serialized := _decode_texts(text, descriptor)) is not None:
         return serialized
     message: Message = GetMessageClass(descriptor)()
@@ -175,7 +175,7 @@ def _refusal(text: str, descriptor: Descriptor, problem: str) -> InvalidRequestE
     reason = problem or printable(_in_words(reason, descriptor))
     if field:
         return InvalidRequestError(violations=[FieldViolation(field, reason)])
-    return InvalidRequestError(f"the body is no {descriptor.full_name} in JSON: {reason}")
+    return InvalidRequestError(f"the request is no {descriptor.full_name} in JSON: {reason}")
 
 
 def _in_words(text: str, descriptor: Descriptor) -> str:

@@ -17,7 +17,7 @@ export function SignInView({ query }) {
   };
   return html`
     <h1>Sign in</h1>
-    <p>The operator gives tokens away: <code>evalrpc token create</code>. <code>evalrpc login</code> has one for the command line.</p>
+    <p>Ask the operator for a token (<code>evalrpc token create</code>).</p>
     <${Failure} error=${error} />
     <form class="filters" onSubmit=${submit}>
       <label>Token <input name="token" type="password" autocomplete="current-password" required size="40" /></label>

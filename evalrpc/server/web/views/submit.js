@@ -20,6 +20,7 @@ const FIELDS = [
   ["labels", "Labels", "NAME=VALUE with commas between them"],
   ["priority", "Priority", "the higher, the earlier; empty: 0"],
 ];
+const ARGUMENTS = { modelArgs: valueOf, genKwargs: valueOf, taskArgs: valueOf, labels: String };
 
 export function SubmitView({ query }) {
   const copied = query.get("copy") || "";
@@ -40,15 +41,17 @@ export function SubmitView({ query }) {
   const models = useSuggestions("ListModels", "models", harness, form.model);
 
   const check = async (validateOnly, signal) => {
+    const unread = problemsOf(form);
+    const isRead = !Object.keys(unread).length;
     try {
-      const job = await call("SubmitJob", { ...submission(form, rest), validateOnly }, signal);
-      setProblems({});
+      const job = await call("SubmitJob", { ...submission(form, rest), validateOnly: validateOnly || !isRead }, signal);
+      setProblems(unread);
       setFailure(null);
-      return job;
+      return isRead ? job : null;
     } catch (error) {
       if (error.name === "AbortError") return null;
       const found = Object.fromEntries(error.fields.map((each) => [fieldOf(each.field), each.description]));
-      setProblems(found);
+      setProblems({ ...found, ...unread });
       setFailure(error.fields.length ? null : error);
       return null;
     }
@@ -112,14 +115,13 @@ const lastOf = (tasks) => tasks.split(",").at(-1).trim();
 
 function submission(form, rest) {
   const request = { ...rest, harness: form.harness, model: form.model, tasks: listed(form.tasks), batchSize: form.batchSize };
-  request.modelArgs = argumentsOf(form.modelArgs);
-  request.genKwargs = argumentsOf(form.genKwargs);
-  request.taskArgs = argumentsOf(form.taskArgs);
+  const { labels, ...args } = Object.fromEntries(Object.entries(ARGUMENTS).map(([name, convert]) => [name, readArguments(form[name], convert)[0]]));
+  Object.assign(request, args);
   for (const name of ["limit", "numFewshot", "numGpus"]) {
     delete request[name];
     if (form[name] !== "") request[name] = numberOf(form[name]);
   }
-  return { request, labels: argumentsOf(form.labels, String), priority: form.priority === "" ? 0 : numberOf(form.priority) };
+  return { request, labels, priority: form.priority === "" ? 0 : numberOf(form.priority) };
 }
 
 const listed = (text) => text.split(",").map((part) => part.trim()).filter(Boolean);
@@ -127,20 +129,23 @@ const listed = (text) => text.split(",").map((part) => part.trim()).filter(Boole
 // What is no number goes as it is: the server says what is wrong with it.
 const numberOf = (text) => (Number.isFinite(Number(text)) ? Number(text) : text);
 
-function argumentsOf(text, convert = valueOf) {
-  if (!text.trim()) return {};
+// What a field of arguments says, and what is wrong with it.
+function readArguments(text, convert) {
   if (text.trim().startsWith("{")) {
     try {
-      return JSON.parse(text);
-    } catch {
-      return text; // which the server refuses
+      return [JSON.parse(text), ""];
+    } catch (error) {
+      return [{}, `is no valid JSON: ${error.message}`];
     }
   }
-  return Object.fromEntries(listed(text).map((pair) => {
-    const [name, ...value] = pair.split("=");
-    return [name.trim(), convert(value.join("=").trim())];
-  }));
+  const pairs = listed(text).map((pair) => pair.split("="));
+  const bare = pairs.find((pair) => pair.length === 1);
+  if (bare) return [{}, `${bare[0]} is not of the form NAME=VALUE`];
+  return [Object.fromEntries(pairs.map(([name, ...value]) => [name.trim(), convert(value.join("=").trim())])), ""];
 }
+
+const problemsOf = (form) => Object.fromEntries(
+  Object.entries(ARGUMENTS).map(([name, convert]) => [name, readArguments(form[name], convert)[1]]).filter(([, problem]) => problem));
 
 function valueOf(text) {
   if (["true", "false"].includes(text.toLowerCase())) return text.toLowerCase() === "true";
