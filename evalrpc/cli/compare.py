@@ -19,6 +19,7 @@ from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison
 
 _STYLES: Final = {"BETTER": "green", "WORSE": "bold red", "INCONCLUSIVE": "yellow", "VOID": "bold red"}
 _MAX_FAILURES: Final = 20
+_MAX_UNTESTED: Final = 5
 ValueT = TypeVar("ValueT")
 
 
@@ -109,6 +110,10 @@ def _pass_gate(response: CompareJobsResponse, gate: str, *, allow_missing: bool)
     verdicts = Counter(gates.verdict_name(metric) for candidate in response.candidates for metric in candidate.metrics)
     if verdicts:
         print_line(", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())), err=True)
+    if untested := list(gates.untested(response)):
+        others = f" and {len(untested) - _MAX_UNTESTED} more" if len(untested) > _MAX_UNTESTED else ""
+        named = ", ".join(untested[:_MAX_UNTESTED])
+        print_line(f"evalrpc: not tested, for want of samples or standard errors: {named}{others}", err=True)
     failures = list(gates.failures(response, gate, allow_missing=allow_missing))
     if failures:
         shown = [f"  {failure}" for failure in failures[:_MAX_FAILURES]]

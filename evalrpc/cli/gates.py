@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from evalrpc.client.arguments import metric_text
-from evalrpc.v1.comparison_pb2 import AnswerCounts, CompareJobsResponse, MetricComparison, Verdict
+from evalrpc.v1.comparison_pb2 import AnswerCounts, CompareJobsResponse, MetricComparison, TestMethod, Verdict
 
 DEFAULT_GATE: Final = "no-significant-drop"
 
@@ -48,6 +48,16 @@ def failures(response: CompareJobsResponse, gate: str, *, allow_missing: bool) -
                 yield f"{metric_text(metric)}{of_job} is {verdict_name(metric)}"
     if not compared:
         yield "there is nothing to compare"
+
+
+def untested(response: CompareJobsResponse) -> Iterator[str]:
+    """Yield the metrics that have both values, but nothing to test their difference with: INCONCLUSIVE, so that the
+    default gate lets them through, however far apart the values are."""
+    for candidate in response.candidates:
+        for metric in candidate.metrics:
+            is_open = metric.verdict == Verdict.VERDICT_INCONCLUSIVE and metric.method == TestMethod.TEST_METHOD_NONE
+            if is_open and not missing_value(metric):
+                yield f"{metric_text(metric)} ({metric.difference:+.4f})"
 
 
 def needs_direction(metric: MetricComparison, alpha: float) -> bool:

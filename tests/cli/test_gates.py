@@ -8,7 +8,7 @@ from click.testing import Result
 from fake_server import JOB_ID, FakeService
 
 from evalrpc.cli import gates
-from evalrpc.v1.comparison_pb2 import AnswerCounts, CompareJobsResponse, JobComparison, MetricComparison, Verdict
+from evalrpc.v1.comparison_pb2 import AnswerCounts, CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
 
 OTHER_ID = "abcd8d5e-6f1e-4f0e-9d51-0d5fb3a1c002"
 
@@ -108,6 +108,17 @@ def test_a_significant_difference_in_no_known_direction_fails_every_gate_and_say
 def test_what_may_be_chance_passes_the_default_gate_whatever_its_direction() -> None:
     may_be_chance = [differing(0.06), differing(0.001, adjusted=0.06), differing(0.06, higher_is_better=True)]
     assert passes(gates.DEFAULT_GATE, *may_be_chance, metric(INCONCLUSIVE, 0.8, 0.2))
+
+
+def test_a_drop_that_could_not_be_tested_passes_the_default_gate_and_not_without_a_word(run: Run, service: FakeService) -> None:
+    bare, missing = metric(INCONCLUSIVE, 0.9, 0.1), metric(INCONCLUSIVE, 0.9, NAN)
+    bare.difference, bare.method, missing.method = -0.8, TestMethod.TEST_METHOD_NONE, TestMethod.TEST_METHOD_NONE
+    service.comparison = compared(bare, missing, metric(INCONCLUSIVE))
+
+    result = run("compare", OTHER_ID, JOB_ID, "--allow-missing")
+
+    line = "evalrpc: not tested, for want of samples or standard errors: t/acc,none (-0.8000)"
+    assert (result.exit_code, result.stderr.splitlines()) == (0, ["3 INCONCLUSIVE", line])
 
 
 @pytest.mark.parametrize("gate", gates.GATES)
