@@ -46,6 +46,7 @@ OF_NO_CALLER: Final = {
     "MAX_SUITE_BYTES": "of the operator's suites: the server does not start",
     "MAX_TASK_WARNINGS": "a share of the warnings of a job",
     "MAX_VALUE_LENGTH": "MAX_NAME_LENGTH by another name",
+    "MIN_FREE_BYTES": "of the disk: health and doctor say so",
 }
 
 
