@@ -9,8 +9,8 @@ _KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE of Linux
 
 
 def reserve_room(path: Path, size_bytes: int) -> None:
-    """Have the disk set aside the first so many bytes of a file, which stays as long as it is. Raises OSError: where the disk has
-    no room for that, and where the file system can't do it."""
+    """Have the disk set aside the first so many bytes of a file, which stays as long as it is. Raises OSError: where the disk
+    has no room for that, and where the file system can't do it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         library = ctypes.CDLL(None, use_errno=True)

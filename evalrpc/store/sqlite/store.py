@@ -246,8 +246,8 @@ class SqliteStore(StoreWrites):
                 future.set_result(outcome)
 
     def _erase(self, future: Future[bool]) -> None:
-        """Wait for the readers at work only for a moment, since all writes wait meanwhile. On a full disk the log stays as it is:
-        others might take the room that it gives back."""
+        """Wait for the readers at work only for a moment, since all writes wait meanwhile. On a full disk the log stays as it
+        is: others might take the room that it gives back."""
         try:
             if self._unerased and shutil.disk_usage(self._path.parent).free > _RESERVED_BYTES:
                 self._unerased = not self._empty_log()
