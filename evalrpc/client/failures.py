@@ -148,6 +148,8 @@ _WORDS: Final = (
         re.compile(r"failed to connect to all addresses.*([Ss]ocket closed|Connection reset)", re.DOTALL),
         "it hung up at once; perhaps it speaks TLS, where https:// is missing, or wants a certificate of the client (tls_cert)",
     ),
+    (re.compile(r"unix:.*No such file or directory"), "there is no such socket, so no server listens there"),
+    (re.compile(r"unix:.*Permission denied"), "this account may not open the socket, which is its server's alone"),
     (re.compile(r"Connection refused"), "connection refused; no server listens there"),
     (
         re.compile(

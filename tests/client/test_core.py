@@ -168,6 +168,16 @@ def test_damaged_details_count_as_absent() -> None:
         ),
         (
             "UNAVAILABLE",
+            "last error: FAILED_PRECONDITION: unix:/a: connect failed: addr: unix:/a error: No such file or directory",
+            "there is no such socket, so no server listens there",
+        ),
+        (
+            "UNAVAILABLE",
+            "last error: FAILED_PRECONDITION: unix:/a: connect failed: addr: unix:/a error: Permission denied",
+            "this account may not open the socket, which is its server's alone",
+        ),
+        (
+            "UNAVAILABLE",
             "DNS resolution failed for nowhere:1: C-ares status is not ARES_SUCCESS",
             "there is no host of this name",
         ),
