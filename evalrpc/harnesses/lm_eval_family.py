@@ -13,7 +13,7 @@ from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten
 from evalrpc.harnesses.ignored_settings import ignored_settings
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.harnesses.sample_answers import AnswersOfRun, reason_in_log
-from evalrpc.results.layout import missing_tasks, read_results, unread_results
+from evalrpc.results.layout import missing_tasks, read_results, task_configs, unread_results
 from evalrpc.v1.jobs_pb2 import GPU_MODE_DATA_PARALLEL, EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
 
@@ -145,6 +145,7 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
     lines = [strip_colours(line)[-_MAX_LINE_CHARACTERS:] for line in log_tail]
     answers = AnswersOfRun(run.output_dir, reason_in_log(lines))
     warn(results, ignored_settings(results.values(), run.request))
+    warn(results, _ignored_gen_kwargs(results, run))
     warn(results, answers.warnings(results, run.request))
     warn(results, _said_in_log(lines))
     return results
@@ -177,6 +178,16 @@ def _no_results(run: Run, log_tail: Iterable[str], title: str) -> RunFailedError
     else:
         why = "left none, and its log does not say why"
     return RunFailedError("RESULTS_MISSING", shorten(f"no results: {title} {why}"))
+
+
+def _ignored_gen_kwargs(results: Mapping[str, ModelResult], run: Run) -> Iterator[str]:
+    """Yield a warning if no task has the model generate, for which alone `gen_kwargs` are."""
+    if not run.request.gen_kwargs.fields:
+        return
+    configs = [config for result in results.values() for config in task_configs(result, run.output_dir).values()]
+    kinds = sorted({str(config.get("output_type", "generate_until")) for config in configs})
+    if kinds and not any("generate" in kind for kind in kinds):
+        yield f"gen_kwargs: none of the tasks takes notice, since their output_type is {' or '.join(kinds)}"
 
 
 def _check_tasks(results: Mapping[str, ModelResult], run: Run) -> None:

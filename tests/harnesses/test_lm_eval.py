@@ -255,6 +255,13 @@ def test_a_task_without_results_is_named() -> None:
         read("ok_dummy_random_name", tasks=["tiny_mc", "tiny_gen", "other"])
 
 
+def test_gen_kwargs_that_no_task_takes_notice_of_are_warned_of() -> None:
+    warning = "gen_kwargs: none of the tasks takes notice, since their output_type is multiple_choice"
+    for case, warnings in (("ok_limit1_na_stderr", [warning]), ("ok_dummy_random_name", [])):
+        (result,) = read(case, gen_kwargs={"temperature": 0.5}).values()
+        assert list(result.warnings) == warnings
+
+
 @pytest.mark.parametrize("case", ["ok_dummy_random_name", "ok_hf_local_path", "ok_local_completions"])
 def test_the_bars_of_all_kinds_of_requests_add_up(case: str) -> None:
     changes = follow(harness(), log_of(CASES / case))
