@@ -90,11 +90,7 @@ class EvalrpcError(Exception):
     code: ClassVar[str] = "UNKNOWN"
 
     def __init__(
-        self,
-        message: str,
-        *,
-        metadata: Mapping[str, str] | None = None,
-        retry_delay_seconds: float | None = None,
+        self, message: str, *, metadata: Mapping[str, str] | None = None, retry_delay_seconds: float | None = None
     ) -> None:
         super().__init__(message)
         self.message = message

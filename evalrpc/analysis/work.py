@@ -125,11 +125,7 @@ def find_flips(
 
 
 def read_flips(
-    order: tuple[FlipsPart, int],
-    jobs: Sequence[JobInfo],
-    harnesses: Mapping[str, Harness],
-    data_dir: Path,
-    budget: ReadBudget,
+    order: tuple[FlipsPart, int], jobs: Sequence[JobInfo], harnesses: Mapping[str, Harness], data_dir: Path, budget: ReadBudget
 ) -> ListFlipsResponse:
     """Read a page of flips that were found."""
     from evalrpc.analysis import flips

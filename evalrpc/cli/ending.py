@@ -31,13 +31,7 @@ _yes_option: Final = click.option("--yes", is_flag=True, help="Do not ask before
 @_yes_option
 @client_options
 def cancel_command(
-    job_id: str | None,
-    job_filter: JobFilter,
-    reason: str,
-    queued_only: bool,
-    yes: bool,
-    address: str | None,
-    as_json: bool,
+    job_id: str | None, job_filter: JobFilter, reason: str, queued_only: bool, yes: bool, address: str | None, as_json: bool
 ) -> None:
     """Cancel a job, or all queued and running jobs that match a filter. A running job is ended with all its processes, which
     takes a moment.

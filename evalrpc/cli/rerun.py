@@ -45,12 +45,7 @@ _OPTIONS: Final = {option.name: option for option in submit_command.params if is
 @reconnect_timeout_option
 @table_options
 def rerun_command(
-    job_id: str,
-    settings: Sequence[tuple[str, str]],
-    watch: bool,
-    reconnect_timeout: timedelta,
-    address: str | None,
-    form: Form,
+    job_id: str, settings: Sequence[tuple[str, str]], watch: bool, reconnect_timeout: timedelta, address: str | None, form: Form
 ) -> None:
     """Submit the evaluation of a job once more, with the same options and labels, and print the id of the new job.
 

@@ -60,11 +60,7 @@ class _Given(NamedTuple):
     source: str
 
 
-def load_settings(
-    flags: Mapping[str, Any],
-    environment: Mapping[str, str],
-    config_file: Path | None = None,
-) -> Settings:
+def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], config_file: Path | None = None) -> Settings:
     """Merge the sources into Settings. A flag that is None was not given.
 
     Raises ConfigurationError, naming the setting and its source.
@@ -260,11 +256,7 @@ def _read_oidc(table: _Given) -> OidcSettings:
 
 
 def _read_table(
-    declaring: type,
-    where: str,
-    table: _Given,
-    defaults: Mapping[str, Any] = MappingProxyType({}),
-    others: tuple[str, ...] = (),
+    declaring: type, where: str, table: _Given, defaults: Mapping[str, Any] = MappingProxyType({}), others: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Return the checked values of a table with the keys that a dataclass declares. Those without a default are needed;
     `others` are known besides, and read elsewhere."""

@@ -50,12 +50,7 @@ class SampleRows:
 
 @contextmanager
 def open_samples(
-    job: JobInfo,
-    folder: Path,
-    path: str,
-    harnesses: Mapping[str, Harness],
-    offset: int = 0,
-    budget: ReadBudget | None = None,
+    job: JobInfo, folder: Path, path: str, harnesses: Mapping[str, Harness], offset: int = 0, budget: ReadBudget | None = None
 ) -> Iterator[SampleRows]:
     """Open a sample file in the job's output folder, and yield its rows from an offset on: 0, the `end` of a row, or a
     `position`. Blocks on the disk.

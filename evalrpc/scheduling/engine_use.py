@@ -39,10 +39,7 @@ NO_ENGINES: Final[EngineUse] = _NoEngines()
 
 
 def with_engines(
-    running: Running,
-    holdings: Iterable[EngineHolding],
-    jobs: Mapping[str, RunningJob],
-    is_awaited: Callable[[str], bool],
+    running: Running, holdings: Iterable[EngineHolding], jobs: Mapping[str, RunningJob], is_awaited: Callable[[str], bool]
 ) -> Running:
     """Add the engines to what may be freed. `jobs`: the running ones by id, of which `running` says which may give way;
     `is_awaited`: whether queued jobs wait until an engine of this identity has loaded its model."""

@@ -176,12 +176,7 @@ class _Search:
     """A search for what to do next, from head to head; see `next_placement`."""
 
     def __init__(
-        self,
-        free: Capacity,
-        now_seconds: float,
-        reservation_seconds: float,
-        running: Running,
-        earlier: Reservation | None,
+        self, free: Capacity, now_seconds: float, reservation_seconds: float, running: Running, earlier: Reservation | None
     ) -> None:
         self.reservation: Reservation | None = None
         self.eviction: Eviction | None = None

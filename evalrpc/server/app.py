@@ -584,10 +584,7 @@ def executor_of_settings(
 
 @asynccontextmanager
 async def running_server(
-    settings: Settings,
-    clock: Clock | None = None,
-    environment: Mapping[str, str] = os.environ,
-    secrets: Secrets | None = None,
+    settings: Settings, clock: Clock | None = None, environment: Mapping[str, str] = os.environ, secrets: Secrets | None = None
 ) -> AsyncIterator[Server]:
     """Start a server, yield it, and stop it gracefully. Runs inherit some of `environment`. `secrets`: those of the settings,
     where the caller needs to mask them, too. Raises ConfigurationError."""

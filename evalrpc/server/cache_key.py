@@ -36,11 +36,7 @@ class ModelServers(Protocol):
 
 
 def cache_key(
-    harness: Harness,
-    job: JobInfo,
-    preparation: Preparation | None = None,
-    judge: str = "",
-    servers: ModelServers | None = None,
+    harness: Harness, job: JobInfo, preparation: Preparation | None = None, judge: str = "", servers: ModelServers | None = None
 ) -> bytes:
     """Return a digest that is equal for identical evaluations of the same owner, whose model is prepared, or served, in the
     same way; empty if that can't be decided, and then the job gets a warning that says why. `judge`: what the answers of the

@@ -60,11 +60,7 @@ def serve(settings: Settings, config_file: Path | None = None, load: Callable[[]
 
 
 async def _serve(
-    settings: Settings,
-    config_file: Path | None,
-    load: Callable[[], Settings],
-    environment: Mapping[str, str],
-    secrets: Secrets,
+    settings: Settings, config_file: Path | None, load: Callable[[], Settings], environment: Mapping[str, str], secrets: Secrets
 ) -> None:
     stop = asyncio.Event()
     stopping = _start_watchdog(settings.stop_seconds)

@@ -27,11 +27,7 @@ class SignIn:
     __slots__ = ("_failure", "_live", "_streams", "expires_at_ns", "method", "token_id")
 
     def __init__(
-        self,
-        method: SignInMethod,
-        expires_at_ns: int | None = None,
-        live: "set[SignIn] | None" = None,
-        token_id: str = "",
+        self, method: SignInMethod, expires_at_ns: int | None = None, live: "set[SignIn] | None" = None, token_id: str = ""
     ) -> None:
         """`expires_at_ns` is in nanoseconds since 1970; None: it does not expire. While it has streams, it is in `live`.
         `token_id` names a token of the server's own."""

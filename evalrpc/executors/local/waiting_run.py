@@ -20,11 +20,7 @@ class WaitingRun:
     begun_ns: Final = 0  # it begins when it is started
 
     def __init__(
-        self,
-        resources: Resources,
-        made: Future[None],
-        begin: Callable[[], RunHandle],
-        find: Callable[[], RunHandle | None],
+        self, resources: Resources, made: Future[None], begin: Callable[[], RunHandle], find: Callable[[], RunHandle | None]
     ) -> None:
         self.node = resources.node
         self.devices = resources.devices

@@ -17,12 +17,7 @@ _PAGE: Final = "SELECT revision, event, previous, labels_before, owner FROM jour
 
 
 def read_events(
-    connection: sqlite3.Connection,
-    after: int,
-    through: int,
-    room: Room,
-    sequence: int | None = None,
-    owner: str | None = None,
+    connection: sqlite3.Connection, after: int, through: int, room: Room, sequence: int | None = None, owner: str | None = None
 ) -> list[JournalEvent]:
     """Return the first events after a revision, up to another one, of one job, of the jobs of one owner, or of all."""
     chosen = {column: value for column, value in (("sequence", sequence), ("owner", owner)) if value is not None}

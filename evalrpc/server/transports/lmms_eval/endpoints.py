@@ -49,12 +49,7 @@ class LmmsEvalEndpoints:
     """Answers there. `harness` is that of the requests, empty: the operator's default."""
 
     def __init__(
-        self,
-        methods: Mapping[str, HttpMethod],
-        harness: str,
-        gpu_count: int,
-        preparations: Collection[str],
-        readers: Executor,
+        self, methods: Mapping[str, HttpMethod], harness: str, gpu_count: int, preparations: Collection[str], readers: Executor
     ) -> None:
         self._methods = methods
         self._harness = harness
