@@ -7,14 +7,7 @@ import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalrpc.analysis.power import (
-    Design,
-    detectable_mean,
-    detectable_share,
-    required_pairs,
-    required_repeats,
-    required_samples,
-)
+from evalrpc.analysis.power import Design, detectable_mean, detectable_share, required_pairs, required_repeats, required_samples
 
 USUAL = Design(0.05, 0.8)
 DESIGNS = st.builds(Design, st.sampled_from([0.001, 0.01, 0.05, 0.2]), st.sampled_from([0.5, 0.8, 0.9, 0.99]))

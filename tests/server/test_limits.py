@@ -10,13 +10,7 @@ from caller_limits import caller_limits
 from google.rpc import error_details_pb2
 from waiting import DEADLINE_SECONDS
 
-from evalrpc.errors import (
-    EvalrpcError,
-    RequestTooLargeError,
-    TooManyCallsError,
-    TooManyStreamsError,
-    TooMuchUnreadError,
-)
+from evalrpc.errors import EvalrpcError, RequestTooLargeError, TooManyCallsError, TooManyStreamsError, TooMuchUnreadError
 from evalrpc.server.app import SERVICE
 from evalrpc.server.call import ANONYMOUS, Call, Principal, Role
 from evalrpc.server.error_status import status_of

@@ -17,19 +17,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from serving import (
-    COMPLETED,
-    QUEUED,
-    RUNNING,
-    STATUS,
-    TERMINAL,
-    Api,
-    Launch,
-    Site,
-    detail,
-    reason_of,
-    submission,
-)
+from serving import COMPLETED, QUEUED, RUNNING, STATUS, TERMINAL, Api, Launch, Site, detail, reason_of, submission
 from waiting import eventually
 
 from evalrpc.store.sqlite.store import DATABASE_NAME

@@ -10,19 +10,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from serving import (
-    CANCELLED,
-    COMPLETED,
-    RUNNING,
-    SECONDS,
-    TERMINAL,
-    Api,
-    Launch,
-    Site,
-    detail,
-    nothing_left_of,
-    reason_of,
-)
+from serving import CANCELLED, COMPLETED, RUNNING, SECONDS, TERMINAL, Api, Launch, Site, detail, nothing_left_of, reason_of
 from waiting import eventually
 
 

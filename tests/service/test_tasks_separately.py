@@ -8,18 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from serving import (
-    CANCELLED,
-    COMPLETED,
-    FAILED,
-    RUNNING,
-    TERMINAL,
-    Api,
-    Launch,
-    MovableClock,
-    Site,
-    nothing_left_of,
-)
+from serving import CANCELLED, COMPLETED, FAILED, RUNNING, TERMINAL, Api, Launch, MovableClock, Site, nothing_left_of
 from waiting import eventually
 
 from evalrpc.v1 import jobs_pb2 as pb

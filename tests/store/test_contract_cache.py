@@ -3,22 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from store_jobs import (
-    CLOCK,
-    SECONDS,
-    Gate,
-    Opener,
-    Recorder,
-    begin,
-    events,
-    finish,
-    listed,
-    new_job,
-    nth,
-    read,
-    run,
-    submit,
-)
+from store_jobs import CLOCK, SECONDS, Gate, Opener, Recorder, begin, events, finish, listed, new_job, nth, read, run, submit
 
 from evalrpc.errors import IllegalTransitionError, JobNotFinishedError, QueueFullError, RequestIdReusedError
 from evalrpc.jobs import transitions

@@ -15,16 +15,7 @@ from callers import add_token
 from clocks import ManualClock
 from cryptography.hazmat.primitives import serialization
 from door import Door, Within
-from identity_provider import (
-    DISCOVERY_PATH,
-    EC_KEY,
-    FOREIGN_KEY,
-    JWKS_PATH,
-    RSA_KEY,
-    IdentityProvider,
-    base64url,
-    jwk,
-)
+from identity_provider import DISCOVERY_PATH, EC_KEY, FOREIGN_KEY, JWKS_PATH, RSA_KEY, IdentityProvider, base64url, jwk
 from waiting import eventually
 
 from evalrpc import extras
