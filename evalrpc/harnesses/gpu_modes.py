@@ -32,7 +32,7 @@ _SWITCHES: Final = ("parallelize", "infer_auto_device_map")
 """Arguments that have a process spread its model."""
 _COUNTED: Final = frozenset(
     {
-        *("vllm", "vllm-vlm", "vllm_chat", "vllm_generate", "whisper_vllm", "longvila", "trtllm"),
+        *("vllm", "vllm-vlm", "vllm_chat", "vllm_generate", "whisper_vllm", "trtllm"),
         *("sglang", "sglang_runtime", "llava_sglang"),
     }
 )

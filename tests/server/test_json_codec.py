@@ -96,6 +96,7 @@ def test_a_field_of_the_wrong_kind_is_named(call: str, text: str, field: str) ->
     ("text", "refusal"),
     [
         ('{"request": {"tasks": "t"}}', "request.tasks: must be a list, in []"),
+        ('{"labels": {"a": "b"}, "request": {"secrets": "a"}}', "request.secrets: must be a list, in []"),
         ('{"request": {"model": 5}}', "request.model: must be text"),
         ('{"request": {"numGpus": true}}', "request.numGpus: must be a whole number"),
         ('{"request": {"numFewshot": "x"}}', "request.numFewshot: must be a whole number"),
@@ -110,6 +111,12 @@ def test_what_is_right_in_its_place_is_said(text: str, refusal: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         decode(text.encode(), descriptor)
     assert caught.value.message == refusal
+
+
+def test_a_list_at_the_top_is_named_once() -> None:
+    descriptor = next(each for each in _REQUESTS if each.name == "CompareJobsRequest")
+    with pytest.raises(InvalidRequestError, match=r"^candidateJobIds: must be a list, in \[\]$"):
+        decode(b'{"candidateJobIds": "a"}', descriptor)
 
 
 def _decoded(text: bytes, descriptor: Descriptor) -> Message | None:

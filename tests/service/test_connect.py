@@ -81,6 +81,7 @@ def test_a_query_that_is_none_is_refused(http: HttpApi) -> None:
         ("compression=br", "compression"),
         ("message={", "JSON"),
         ("message=%ff", "query"),
+        ("job_id=0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c", "job_id: there is no such parameter; there are: message, "),
         ("&".join("a=b" for _ in range(2000)), "query"),
     ):
         answer = http.get(f"{path_of('GetJob')}?{query}")

@@ -176,6 +176,7 @@ def test_every_bad_parameter_is_named(http: HttpApi) -> None:
     answer = http.get("/v1/events?statuses=x&foo=1&after_revision=z&view=0")
     (violations,) = (each["debug"]["fieldViolations"] for each in answer.json["details"] if "fieldViolations" in each["debug"])
     assert (answer.status, [violation["field"] for violation in violations]) == (400, ["statuses", "foo", "after_revision"])
+    assert violations[0]["description"].startswith("there is no 'x'; there are: JOB_STATUS_UNSPECIFIED, JOB_STATUS_QUEUED, ")
 
 
 def test_a_file_that_shrinks_while_it_is_sent_is_cut_off_and_no_bug(

@@ -7,7 +7,7 @@ from typing import Final
 
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 
-from evalrpc.errors import EvalrpcError, InvalidRequestError, UnimplementedError
+from evalrpc.errors import EvalrpcError, FieldViolation, InvalidRequestError, UnimplementedError
 from evalrpc.printable import printable
 from evalrpc.server.limits import SMALL_BYTES
 from evalrpc.server.transports.connect.compression import decompress, require_known
@@ -24,6 +24,8 @@ _JSON: Final = "json"
 _PROTO: Final = "proto"
 _MAX_TIMEOUT_DIGITS: Final = 10
 _VERSIONS: Final = ("", "1")
+_PARAMETERS: Final = ("message", "encoding", "base64", "compression", "connect")
+"""What the query of a GET may have."""
 
 
 class ConnectCodec:
@@ -86,6 +88,7 @@ class UnaryEndpoint:
         """Make the call. Raises EvalrpcError for what was none."""
         if request.method == "GET" and self._method.only_reads:
             parameters = dict(request.parameters)
+            _require_known(parameters)
             asked = parameters.get("encoding", _JSON)
             if asked not in (_JSON, _PROTO):
                 raise InvalidRequestError("the parameter `encoding` must be json or proto")
@@ -119,6 +122,14 @@ class UnaryEndpoint:
                 raise InvalidRequestError("the parameter `message` is not in URL-safe base64, as `base64=1` says") from None
         message = decompress(message, parameters.get("compression", ""), self._codec.max_bytes(form))
         return await self._codec.decode(form, message, self._method.descriptor.input_type)
+
+
+def _require_known(parameters: Mapping[str, str]) -> None:
+    """Raise InvalidRequestError for parameters that say nothing here: a field of the message is in `message`."""
+    problem = f"there is no such parameter; there are: {', '.join(_PARAMETERS)}"
+    unknown = [FieldViolation(printable(name)[:100], problem) for name in parameters if name not in _PARAMETERS]
+    if unknown:
+        raise InvalidRequestError(violations=unknown)
 
 
 class StreamEndpoint:

@@ -171,7 +171,8 @@ def _refusal(text: str, descriptor: Descriptor, problem: str) -> InvalidRequestE
     field = (place and place["path"]) or ".".join(_OUTER.findall(text))
     reason = _PLACE.sub("", _OUTER.sub("", text)).rstrip(".")
     if no_list := _NO_LIST.fullmatch(reason):
-        field, reason = f"{field}.{no_list['name']}".lstrip("."), "must be a list, in []"
+        name, reason = no_list["name"], "must be a list, in []"
+        field = field if field.rpartition(".")[2] == name else f"{field}.{name}".lstrip(".")
     reason = problem or printable(_in_words(reason, descriptor))
     if field:
         return InvalidRequestError(violations=[FieldViolation(field, reason)])

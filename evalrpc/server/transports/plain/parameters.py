@@ -31,7 +31,7 @@ def fill(parameters: Iterable[tuple[str, str]], *messages: Message) -> None:
         try:
             _set(*simple[name], text)
         except (json_format.ParseError, ValueError, TypeError):
-            bad.append(FieldViolation(name, f"can't be {text[:100]!r}"))
+            bad.append(FieldViolation(name, _problem(simple[name][1], text)))
     if bad:
         raise InvalidRequestError(violations=bad)
 
@@ -41,6 +41,13 @@ def _set(message: Message, field: FieldDescriptor, text: str) -> None:
     value: Any = _BOOLEANS.get(text, text) if field.type == FieldDescriptor.TYPE_BOOL else text
     is_list = hasattr(getattr(message, field.name), "append")
     json_format.ParseDict({field.name: [value] if is_list else value}, message)
+
+
+def _problem(field: FieldDescriptor, text: str) -> str:
+    """Say of a text that a field can't have it, and which ones it can, if these are few."""
+    if field.enum_type is None:
+        return f"can't be {text[:100]!r}"
+    return f"there is no {text[:100]!r}; there are: {', '.join(field.enum_type.values_by_name)}"
 
 
 def _is_simple(field: FieldDescriptor) -> bool:
