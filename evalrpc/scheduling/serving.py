@@ -26,6 +26,7 @@ from evalrpc.engines.pool import EnginePool
 from evalrpc.errors import GatewayError, RunFailedError
 from evalrpc.files.opening import read_note
 from evalrpc.files.private import create_private_file
+from evalrpc.harnesses.bad_answers import BadAnswers
 from evalrpc.harnesses.base import Harness, Run, ServedEndpoint, ServedHarness, ServedNeeds
 from evalrpc.harnesses.served import judge_environment, served_environment
 from evalrpc.jobs import transitions
@@ -33,10 +34,19 @@ from evalrpc.jobs.paths import attempt_dir, job_dir
 from evalrpc.jobs.served_models import JUDGE_FIELD, SERVED_FIELD, SERVED_FIELDS, model_name, served_models
 from evalrpc.scheduling.lending import Lending, Recorded
 from evalrpc.scheduling.phase_reports import PhaseReports
-from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, EvaluateRequest, JobAttempt, JobInfo, Progress, ServedModel
+from evalrpc.v1.jobs_pb2 import (
+    CACHE_MODE_ALLOW,
+    JOB_STATUS_COMPLETED,
+    EvaluateRequest,
+    JobAttempt,
+    JobInfo,
+    Progress,
+    ServedModel,
+)
 from evalrpc.v1.results_pb2 import Usage
 
 _ENGINE_ID_FIELDS: Final = {SERVED_FIELD: "engine_id", JUDGE_FIELD: "judge_engine_id"}
+_UNJUDGED: Final = "most tasks score 0 without one"
 _USAGE_FIELDS: Final = {SERVED_FIELD: "usage", JUDGE_FIELD: "judge_usage"}
 _REQUESTS: Final = "requests"
 _BEFORE_SCORING: Final = frozenset({Progress.PHASE_STARTING, Progress.PHASE_LOADING, Progress.PHASE_EVALUATING})
@@ -140,6 +150,16 @@ class ServedRun:
         for task in found:
             if task.task in usages:
                 task.usage.CopyFrom(usages[task.task])
+
+    def note_judge(self, job: JobInfo) -> None:
+        """Warn of answers that the judge of a completed job did not give: its harness may not say so."""
+        run = next((run for run in self._runs if run.field == JUDGE_FIELD), None)
+        usage = run.usage() if run is not None else None
+        if usage is None or job.status != JOB_STATUS_COMPLETED:
+            return
+        asked = usage.answered_count + usage.failed_count
+        bad = BadAnswers(usage.failed_count, usage.empty_count, asked, _UNJUDGED)
+        transitions.add_warnings(job, [bad.describe("answers of the judge")] if bad.count else [])
 
     def _task_usages(self, run: "_ModelRun", found: Sequence[str]) -> Mapping[str, Usage]:
         """Return what became of the questions of each task: the gateway counts for each, or there is only one, by whatever

@@ -327,6 +327,7 @@ class Supervisor:
             outcome(job)
             if served is not None:
                 served.note_task_usage(job)
+                served.note_judge(job)
 
         return change
 

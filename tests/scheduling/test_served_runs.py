@@ -115,6 +115,32 @@ def test_tasks_that_run_one_by_one_ask_below_addresses_of_their_own_and_have_the
 
 
 @pytest.mark.parametrize(
+    ("status", "known", "warnings"),
+    [
+        (pb.JOB_STATUS_COMPLETED, Counters(failed=4), ["4 of 4 answers of the judge failed: "]),
+        (
+            pb.JOB_STATUS_COMPLETED,
+            Counters(answered=3, empty=1, failed=1),
+            ["1 of 4 answers of the judge failed, and 1 more are"],
+        ),
+        (pb.JOB_STATUS_COMPLETED, Counters(answered=3), []),
+        (pb.JOB_STATUS_FAILED, Counters(failed=4), []),
+    ],
+)
+def test_a_judge_that_did_not_judge_is_told(
+    tmp_path: Path, status: pb.JobStatus.ValueType, known: Counters, warnings: list[str]
+) -> None:
+    job = pb.JobInfo(job_id="j", attempt=1, status=status)
+    job.request.judge_model.model = "/judge"
+    run = ServedRun(Serving(cast("Any", Pool()), SystemClock(), tmp_path, Lending(tmp_path)), job, lambda _: None)
+    cast("Any", run._serving.pool.gateway).known = known
+    run._runs[0]._count()
+    run.note_judge(job)
+    assert len(job.warnings) == len(warnings)
+    assert all(said.startswith(expected) for said, expected in zip(job.warnings, warnings, strict=True))
+
+
+@pytest.mark.parametrize(
     ("asked", "found", "counts"),
     [
         (["t"], ["t"], [3]),
