@@ -1,6 +1,8 @@
-"""Requests as JSON: what is read by a shorter way is read as json_format reads it."""
+"""Requests as JSON: what is read by a shorter way is read as json_format reads it. Events as JSON."""
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from google.protobuf import json_format
@@ -11,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalrpc.errors import InvalidRequestError, RequestTooLargeError
-from evalrpc.server.transports.http.codec import MAX_JSON_VALUES, decode, require_few_values
+from evalrpc.server.transports.http.codec import MAX_JSON_VALUES, EventJson, JsonCodec, decode, require_few_values
 from evalrpc.server.transports.http.errors import error_body
 from evalrpc.v1 import evaluation_service_pb2
+from evalrpc.v1.jobs_pb2 import JobEvent
 
 _REQUESTS = [method.input_type for method in evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"].methods]
 
@@ -134,3 +137,19 @@ def _decoded_by_json_format(text: str, descriptor: Descriptor) -> Message | None
     except (json_format.ParseError, ValueError):
         return None
     return message
+
+
+def test_streams_that_begin_together_hold_up_nothing_else() -> None:
+    async def most_at_once() -> int:
+        """Return how many events of as many streams are converted before anything else goes on."""
+        events = EventJson(JsonCodec(pool))
+        messages = [JobEvent(revision=number).SerializeToString() for number in range(1, 101)]
+        streams = [asyncio.create_task(events.encode_in_turn(message, JobEvent.DESCRIPTOR)) for message in messages]
+        counts = [0]
+        while counts[-1] < len(streams):
+            await asyncio.sleep(0)
+            counts.append(sum(stream.done() for stream in streams))
+        return max(after - before for before, after in zip(counts, counts[1:], strict=False))
+
+    with ThreadPoolExecutor(1) as pool:
+        assert asyncio.run(most_at_once()) <= 2

@@ -55,7 +55,7 @@ class ConnectCodec:
 
     async def encode_event(self, form: str, serialized: bytes, descriptor: Descriptor) -> bytes:
         """Return a message of a stream in this form."""
-        return await self.events.encode(serialized, descriptor) if form == _JSON else serialized
+        return await self.events.encode_in_turn(serialized, descriptor) if form == _JSON else serialized
 
 
 def endpoints_of(service: str, methods: Mapping[str, HttpMethod], codec: ConnectCodec) -> Mapping[str, Endpoint]:

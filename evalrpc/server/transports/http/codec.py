@@ -77,6 +77,17 @@ class EventJson:
         self._codec = codec
         self._known: OrderedDict[tuple[str, bytes], bytes] = OrderedDict()
         self._size_bytes = 0
+        self._turn = asyncio.Lock()
+
+    async def encode_in_turn(self, serialized: bytes, descriptor: Descriptor) -> bytes:
+        """Return a message of a stream as JSON. Of what nobody has had converted yet only one is converted at a time, and all
+        else goes on after each: hundreds of streams that begin at once, with every job, would hold up all calls for seconds."""
+        if len(serialized) > SMALL_BYTES or (descriptor.full_name, serialized) in self._known:
+            return await self.encode(serialized, descriptor)
+        async with self._turn:
+            text = await self.encode(serialized, descriptor)
+            await asyncio.sleep(0)
+        return text
 
     async def encode(self, serialized: bytes, descriptor: Descriptor) -> bytes:
         """Return a serialised message as JSON."""

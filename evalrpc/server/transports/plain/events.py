@@ -70,7 +70,7 @@ class EventsEndpoint:
         async def send(event: bytes) -> None:
             if not request.is_answered:
                 await request.start(200, _HEADERS)
-            await request.write(_event(event, await self._events.encode(event, output)))
+            await request.write(_event(event, await self._events.encode_in_turn(event, output)))
 
         async def read() -> bytes:
             return serialized
