@@ -118,16 +118,18 @@ def missing_tasks(result: ModelResult, tasks: Iterable[str], output_dir: Path | 
     """Return the requested tasks that the result does not cover. `output_dir` is where the result was read from; without it, a
     run could have put a link in the place of that folder since.
 
-    A group is covered if the harness lists it. A tag may leave only the names of its tasks in the results, so nothing counts as
-    missing while there are tasks that were not requested.
+    A group is covered if the harness lists it, and a tag if a task has it. A tag may leave only the names of its tasks in the
+    results, so nothing counts as missing while there are tasks that nothing of what was requested accounts for.
     """
     path = Path(result.results)
     document = _read_document(output_dir or path.parent, path)
     named = set(tasks)
     rows = rows_of(document).keys()
     groups = mapping(document.get("group_subtasks"))
-    missing = named - rows - groups.keys() - _tags(document)
-    unnamed = rows - named - groups.keys() - {name for members in groups.values() for name in strings(members)}
+    tags = _tags(document)
+    missing = named - rows - groups.keys() - set().union(*tags.values())
+    tagged = {task for task, of_task in tags.items() if of_task & named}
+    unnamed = rows - named - groups.keys() - tagged - {name for members in groups.values() for name in strings(members)}
     return [] if unnamed else sorted(missing)
 
 
@@ -247,9 +249,10 @@ def _read_document(output_dir: Path, path: Path) -> Mapping[str, object]:
     return document
 
 
-def _tags(document: Mapping[str, object]) -> set[str]:
-    configs = [mapping(config) for config in mapping(document.get("configs")).values()]
-    return {tag for config in configs for key in ("tag", "group") for tag in strings(config.get(key))}
+def _tags(document: Mapping[str, object]) -> dict[str, set[str]]:
+    """Return the tags of each task."""
+    configs = mapping(document.get("configs")).items()
+    return {task: {tag for key in ("tag", "group") for tag in strings(mapping(config).get(key))} for task, config in configs}
 
 
 def _invalid(message: str) -> RunFailedError:

@@ -346,6 +346,11 @@ def test_a_task_that_nothing_came_of_is_missing(tmp_path: Path) -> None:
     assert missing_tasks(result, ["z", "a", "g", "y"]) == ["y", "z"]
 
 
+def test_a_task_is_missing_also_beside_those_of_a_tag(tmp_path: Path) -> None:
+    document = {"results": {"a": {}, "b": {}}, "configs": {"a": {"tag": ["some"]}, "b": {"tag": "some"}}}
+    assert missing_tasks(result_of(tmp_path, document), ["some", "z"]) == ["z"]
+
+
 def test_only_a_samples_file_has_a_task() -> None:
     assert samples_task("/d/m/20260214_103045_samples_refcoco+_bbox.jsonl") == "refcoco+_bbox"
     assert samples_task("/d/m/20260214_103045_results.json") is None
