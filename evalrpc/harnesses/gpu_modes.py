@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any, Final
 
+from google.protobuf.struct_pb2 import Value
+
 from evalrpc.harnesses.arguments import plain_arguments
 from evalrpc.harnesses.base import Run
 from evalrpc.jobs.defaults import gpus_of_run
@@ -61,15 +63,20 @@ def gpu_mode(run: Run, of_harness: GpuMode.ValueType = GPU_MODE_UNSPECIFIED) -> 
 
 def gpu_warnings(request: EvaluateRequest) -> Iterator[str]:
     """Yield a warning if the engine of the model takes more or fewer GPUs, by the model's arguments, than the run gets."""
-    num_gpus, arguments = gpus_of_run(request), plain_arguments(request.model_args)
+    num_gpus, arguments = gpus_of_run(request), request.model_args.fields
     is_counted = request.model in _COUNTED and request.gpu_mode != GPU_MODE_DATA_PARALLEL
-    if not (is_counted and num_gpus) or any(map(arguments.get, _SHARED_GPUS)):
+    if not (is_counted and num_gpus) or any(name in arguments for name in _SHARED_GPUS):
         return
-    taken = prod(max(count(number(arguments.get(name))) or 1 for name in names) for names in _FACTORS)
+    taken = prod(max(_size(arguments[name]) if name in arguments else 1 for name in names) for names in _FACTORS)
     if taken != num_gpus:
         gets = "1 GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
         sizes = " x ".join(names[0] for names in _FACTORS)
         yield f"num_gpus: the run gets {gets}, and by its model_args {request.model} takes {taken}, which is {sizes}"
+
+
+def _size(value: Value) -> int:
+    """Return the number of an argument, which may be text; 1 for any other value, of which it may have very many."""
+    return count(number(value.string_value or value.number_value)) or 1
 
 
 def name_parts(request: EvaluateRequest) -> set[str]:
