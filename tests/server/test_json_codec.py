@@ -106,6 +106,8 @@ def test_a_field_of_the_wrong_kind_is_named(call: str, text: str, field: str) ->
         ('{"request": {"limit": "all"}}', "request.limit: must be a number"),
         ('{"request": {"modelArgs": "a=1"}}', "request.modelArgs: must be an object, in {}"),
         ('{"request": 5}', "request: must be an object, in {}"),
+        ('{"request": "{\\"model\\": \\"m\\"}"}', "request: must be an object, in {}"),
+        ('{"request": {"servedModel": "m"}}', "request.servedModel: must be an object, in {}"),
         ('{"cache": "ALLOW"}', "cache: there is no 'ALLOW'; there are: CACHE_MODE_UNSPECIFIED, CACHE_MODE_ALLOW"),
     ],
 )

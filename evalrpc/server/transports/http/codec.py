@@ -32,13 +32,14 @@ _PLACE: Final = re.compile(r" at \w+(?:\.(?P<path>[\w.\[\]]*[\w\]]))?\.*$")
 _OUTER: Final = re.compile(r"Failed to parse (\w+) field: ")
 _BAD_ENUM: Final = re.compile(r"Invalid enum value (?P<value>.*) for enum type (?P<enum>[\w.]+)", re.DOTALL)
 _NO_LIST: Final = re.compile(r"repeated field (?P<name>\w+) must be in \[\] which is .*", re.DOTALL)
+_NO_OBJECT: Final = "must be an object, in {}"
 _WORDS: Final = tuple(
     (re.compile(pattern, re.DOTALL), words)
     for pattern, words in (
         (r"expected string or bytes-like object.*", "must be text"),
         (r"invalid literal for int\(\).*|Couldn't parse integer.*|Bool value .* integer field", "must be a whole number"),
         (r"Couldn't parse float.*|float\(\) argument must be.*", "must be a number"),
-        (r"(Struct|Map field \w+) must be in a dict.*|'\w+' object is not iterable", "must be an object, in {}"),
+        (r"(Struct|Map field \w+) must be in a dict.*|'\w+' object is not iterable", _NO_OBJECT),
     )
 )
 """What the parser says of values of the wrong kind, in the words of Python, and what that means."""
@@ -136,7 +137,7 @@ def decode(text: bytes, descriptor: Descriptor) -> bytes:
     try:
         json_format.Parse(text, message)
     except (json_format.ParseError, ValueError, RecursionError) as error:
-        raise _refusal(str(error), descriptor, _HALF_PAIR if _has_half_pair(text) else "") from None
+        raise _refusal(str(error), descriptor, _HALF_PAIR if _has_half_pair(text) else "", text) from None
     return message.SerializeToString()
 
 
@@ -171,11 +172,14 @@ def _has_half_pair(text: bytes) -> bool:
     return False
 
 
-def _refusal(text: str, descriptor: Descriptor, problem: str) -> InvalidRequestError:
+def _refusal(text: str, descriptor: Descriptor, problem: str, source: bytes) -> InvalidRequestError:
     """Return the error for what the parser says, with the field that it is about, if that can be told. `problem`: what is
-    wrong, where the parser does not say it."""
+    wrong, where the parser does not say it. `source`: what it has read."""
     if not problem and (unknown := _UNKNOWN.search(text)):
-        field = ".".join([*unknown["place"].split(".")[1:], unknown["name"]])
+        around = unknown["place"].split(".")[1:]
+        if around and not re.search(rf'"{re.escape(unknown["name"])}"\s*:'.encode(), source):  # the letters of a text
+            return InvalidRequestError(violations=[FieldViolation(".".join(around), _NO_OBJECT)])
+        field = ".".join([*around, unknown["name"]])
         known = ", ".join(each.json_name for each in _message_named(unknown["message"], descriptor).fields)
         return InvalidRequestError(violations=[FieldViolation(field, f"there is no such field; there are: {known}")])
     place = _PLACE.search(text)  # which is not in every text, as the fields around it are not
