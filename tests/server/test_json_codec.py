@@ -3,6 +3,7 @@
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 from google.protobuf import json_format
@@ -151,7 +152,7 @@ def test_streams_that_begin_together_hold_up_nothing_else() -> None:
         while counts[-1] < len(streams):
             await asyncio.sleep(0)
             counts.append(sum(stream.done() for stream in streams))
-        return max(after - before for before, after in zip(counts, counts[1:], strict=False))
+        return max(after - before for before, after in pairwise(counts))
 
     with ThreadPoolExecutor(1) as pool:
         assert asyncio.run(most_at_once()) <= 2
