@@ -1,7 +1,7 @@
 """Options, log and results that lm-eval and lmms-eval share, since the latter is derived from the former."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from evalrpc.config import HarnessSettings
@@ -24,6 +24,8 @@ _SAMPLES_NOT_SAVED: Final = "Could not save sample results"
 _LOGGED_ERROR: Final = re.compile(r"\bERROR +\| +(?!lmms_eval\.models\.)[\w.]+:\w+:[0-9]+ - (?P<why>.+)")
 """A line of lmms-eval with an error that is none of its models', whose answers tell: most are of tasks, which score 0 where the
 judge of their answers fails."""
+_CUT_PROMPT: Final = re.compile(r"\bWARNING +\[(?:lm_eval\.)?models\.\w+:[0-9]+\] (?P<why>.*\b[Tt]runcat(?:ed|ing|ion)\b.*)")
+"""A line of lm-eval that says that a model was asked with a part of a question, or of its examples, only."""
 _SEEDS: Final = 4
 """How many random generators are seeded: those of Python, NumPy, PyTorch and the choice of examples."""
 _MAX_LINE_CHARACTERS: Final = 2000  # matching takes quadratic time
@@ -151,10 +153,12 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
     return results
 
 
-def _said_in_log(lines: Iterable[str]) -> Iterator[str]:
+def _said_in_log(lines: Sequence[str]) -> Iterator[str]:
     """Yield what the end of the log says against the results: the program goes on to them all the same."""
     if errors := [match["why"] for line in lines if (match := _LOGGED_ERROR.search(line))]:
         yield shorten(f"errors at the end of the log: {len(errors)}, the first: {errors[0]}")
+    if cut := [match["why"] for line in lines if (match := _CUT_PROMPT.search(line))]:
+        yield shorten(f"some of what the model was asked was cut off: {cut[-1]}")
     if any(_SAMPLES_NOT_SAVED in line for line in lines):
         yield shorten(f"samples are missing, since they could not be saved: {_not_saved(lines) or 'the log does not say why'}")
 

@@ -628,6 +628,11 @@ JUDGE_FAILED = "Error code: 401 - bad key"
             ["02:20:04 WARNING  [loggers.evaluation_tracker:419] Could not save sample results"],
             ["samples are missing, since they "],
         ),
+        (
+            ["02:20:04 WARNING  [models.huggingface:1431] Too long. Truncating 9 tokens from the left."],
+            ["some of what the model was asked was cut off: Too long. Truncating 9 tokens from the left."],
+        ),
+        (["02:20:04 INFO     [models.huggingface:1431] Truncating nothing"], []),
         (["02:20:04 | ERROR    | lmms_eval.models.simple.llava_hf:generate_until:376 - retrying"], []),
         (["02:20:04 | WARNING  | utils:judge:98 - Attempt 1 failed", "an answer with ERROR | in it"], []),
     ],
