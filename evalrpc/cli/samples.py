@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final
 
 import click
 
@@ -14,9 +13,8 @@ from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.output import print_json_line, print_json_text, print_line, warn_of_cut_rows
 from evalrpc.client import values
+from evalrpc.protobuf.file_names import medium_name
 from evalrpc.v1.samples_pb2 import ReadSampleMediaResponse, SampleFilter
-
-_ENDINGS: Final = {"jpeg": "jpg", "mpeg": "mp3"}
 
 
 @click.command(short_help="Print the predictions of a job.")
@@ -94,15 +92,10 @@ def _written(pieces: Iterable[ReadSampleMediaResponse], directory: Path) -> Iter
     first, path = ReadSampleMediaResponse(), directory
     for piece in pieces:
         if not piece.offset:
-            first, path = piece, directory / f"{piece.index}.{_ending(piece.media_type)}"
+            first, path = piece, directory / medium_name(piece.index, piece.media_type)
         if not piece.problem:
             with path.open("ab" if piece.offset else "wb") as file:
                 file.write(piece.data)
         if piece.problem or piece.offset + len(piece.data) >= piece.size_bytes:
             first.problem, first.data = piece.problem, b""
             yield first, path
-
-
-def _ending(media_type: str) -> str:
-    kind, _, name = media_type.partition("/")
-    return "bin" if kind not in ("image", "audio", "video") else _ENDINGS.get(name, name)

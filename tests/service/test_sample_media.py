@@ -223,7 +223,8 @@ def test_over_http_nothing_is_ever_a_page(samples: Samples) -> None:
     for index, (kind, data) in enumerate(zip(types, (PNG, SVG, b"<script>"), strict=True)):
         answer = http.get(f"/v1/jobs/{job_id}/media/{index}?sample_id=0")
         assert (answer.status, answer.body, answer.headers["content-type"]) == (200, data, kind)
-        assert answer.headers["content-disposition"].startswith("attachment")
+        name = ("0.png", "1.bin", "2.bin")[index]
+        assert answer.headers["content-disposition"] == f"attachment; filename=\"{name}\"; filename*=UTF-8''{name}"
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "sandbox" in answer.headers["content-security-policy"]
     for index in (3, 4):

@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote_to_bytes
 from google.protobuf.message import Message
 
 from evalrpc.errors import InvalidRequestError, SamplesNotFoundError, UnavailableError
+from evalrpc.protobuf.file_names import medium_name
 from evalrpc.server.transports.http.application import Endpoint
 from evalrpc.server.transports.http.methods import HttpMethod
 from evalrpc.server.transports.http.request import INERT, HttpRequest
@@ -22,6 +23,7 @@ from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, ReadSampleMediaRespon
 ANY_TYPE: Final = b"application/octet-stream"
 
 _PATH: Final = re.compile(rb"/v1/jobs/([0-9A-Fa-f-]{36})/(?:log|artifacts/(?P<name>.+)|media/(?P<index>[0-9]{1,9}))")
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _RANGE: Final = re.compile(r"bytes=([0-9]{1,15})-([0-9]{1,15})?")
 _LOG_TYPE: Final = b"text/plain; charset=utf-8"
 
@@ -81,7 +83,7 @@ class FilesEndpoint:
                 raise SamplesNotFoundError(f"medium {index} of the sample, {first.source}, can't be sent: {first.problem}")
             size = (b"content-length", b"%d" % first.size_bytes)
             kind = first.media_type.encode() if first.media_type.startswith("image/") else ANY_TYPE
-            await request.start(200, [*attachment(f"{index}", kind), size])
+            await request.start(200, [*attachment(medium_name(index, first.media_type), kind), size])
             return first.size_bytes
 
         await send_chunks(request, self._read_media, message, ReadSampleMediaResponse, start)
@@ -132,7 +134,8 @@ async def send_chunks(
 
 def attachment(name: str, kind: bytes) -> list[tuple[bytes, bytes]]:
     """Return headers with which browsers save a file under this name, and run nothing in it."""
-    disposition = f"attachment; filename*=UTF-8''{quote(name, safe='')}".encode()
+    plain = f'filename="{name}"; ' if _PLAIN_NAME.fullmatch(name) else ""  # for curl -J, which knows no other
+    disposition = f"attachment; {plain}filename*=UTF-8''{quote(name, safe='')}".encode()
     return [(b"content-type", kind), (b"content-disposition", disposition), *INERT]
 
 
