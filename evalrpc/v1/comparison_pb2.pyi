@@ -504,7 +504,7 @@ class MetricComparison(_message.Message):
     candidate_standard_error: _builtins.float
     """Its standard error. Absent if the harness gives none."""
     candidate_sample_count: _builtins.int
-    """The number of samples it is computed from, likewise."""
+    """The number of samples it is computed from, likewise. Absent if neither is known."""
     higher_is_better: _builtins.bool
     """The direction that the verdict assumes. Absent: unknown."""
     tolerance: _builtins.float

@@ -15,6 +15,7 @@ from serving import (
     CANCELLED,
     COMPLETED,
     FAILED,
+    NOWHERE,
     QUEUED,
     RUNNING,
     SNAPSHOT,
@@ -500,9 +501,9 @@ def test_a_server_that_dies_between_a_deletion_and_the_removal_leaves_no_files_a
     for job in (source, hit) if is_last else (source,):
         store.delete(job.job_id).result()
     store.close()
-    (site.folder / "data" / "jobs" / "orphan").mkdir()
+    (site.folder / "data" / "jobs" / NOWHERE).mkdir()
     api = launch().api
-    eventually(lambda: "orphan" not in folders(site), "for the sweep")
+    eventually(lambda: NOWHERE not in folders(site), "for the sweep")
     if is_last:
         eventually(lambda: not folders(site), "for the files to be removed")
     else:
