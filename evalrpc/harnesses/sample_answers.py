@@ -45,7 +45,7 @@ _FAILURES: Final = (
 
 _NO_NUMBER: Final = "no log-probability: it is NaN, as float16 may make it, or the server sent none, where lm-eval takes 0"
 """Why such an answer is none. Of several such, the first is taken for the largest, and so for the model's choice."""
-_SUM_OF_NONE: Final = ("0", 0)
+_SUM_OF_NONE: Final = "0"
 """What lm-eval writes for the sum of no log-probabilities. That of some is a fraction, such as `0.0`."""
 _TRUTH: Final = (True, False, "True", "False")
 """What follows a log-probability: whether the text is the most probable one."""
@@ -73,13 +73,17 @@ server that has no content."""
 _TEXT: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _SIGNS: Final = (
     *(FAILED_ANSWER_MARK.encode(), _NOT_ASKED_MARK.encode(), _BLOCKED_MARK.encode()),
-    *(b"[ERROR] ", b"[GENERATION_FAILED] ", b", check the source", _NO_TEXT, b'"nan"', b"NaN"),
-    *(b"can only concatenate str (not ", b'["0", ', b"[0, "),
+    *(b"[ERROR] ", b"[GENERATION_FAILED] ", b", check the source", _NO_TEXT, b"NaN"),
+    b"can only concatenate str (not ",
 )
-"""A part of each of those texts, of an empty one in JSON, and of what is no log-probability."""
-_NONE: Final = rb'":[\s\[]*+(?:\]|(?:' + _TEXT + rb'[\s,\[\]]++)*?"(?:\s|\\[nrt]|\\u3000|\\u00a0)*+")'
-"""What follows where an answer, or one in a list of them, is empty."""
-EMPTY: Final = (re.compile(rb"resps" + _NONE), re.compile(rb'resps":[\s\[]*+"None"'))
+"""A part of each of those texts, of an empty one in JSON, and of a number that is none."""
+_NONE: Final = (
+    rb'":[\s\[]*+(?:\]|"None"|(?:'
+    + _TEXT
+    + rb'[\s,\[\]]++)*?"(?:(?:\s|\\[nrt]|\\u3000|\\u00a0)*+"|(?:nan|0)",\s*+"(?:True|False)"))'
+)
+"""What follows where an answer, or one in a list of them, may be empty, or no log-probability of lm-eval's."""
+EMPTY: Final = (re.compile(rb"resps" + _NONE),)
 """An answer in a line of samples, `resps` or `filtered_resps`, with a text in it that may be empty: then counting is needed."""
 EMPTY_OR_ERROR: Final = (*EMPTY, re.compile(rb'"answer' + _NONE), re.compile(rb'"error":\s*+(?:"[^"]|\{\s*+")'))
 """The same in the samples of a program that may say `answer` and `error`. Each begins with a text, and so is found fast."""
@@ -247,7 +251,7 @@ def texts(answer: object) -> Iterator[str | float | None]:
         if isinstance(part, float):
             yield part
         elif isinstance(part, list) and len(part) == 2 and part[1] in _TRUTH and (value := number(part[0])) is not None:
-            yield math.nan if part[0] in _SUM_OF_NONE and not isinstance(part[0], float) else value
+            yield math.nan if part[0] == _SUM_OF_NONE else value
         elif isinstance(part, list) and part:
             waiting.extend(reversed(part))
         elif isinstance(part, str) or part is None or part == []:

@@ -84,7 +84,7 @@ def test_every_bad_answer_counts(samples: list[object], failed: int, empty: int,
         ([["nan"], ["NaN"]], 0, 2),  # texts that a model has said
         ([["-inf", "False"], ["-0.0", "True"], [0.0, True], ["0.0", "True"]], 0, 4),
         ([["0", "True"], ["0", "True"]], 2, 2),  # of a server that sends none
-        ([[[0, True]], [[-0.5, True]]], 1, 2),
+        ([[["-0.5", "True"]], [["-2.5", "False"]], [["0", "False"]], [["nan", "False"]]], 2, 4),
         ([["0"], ["0", "1"]], 0, 3),
     ],
 )
