@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 import click
 
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
 from evalrpc.cli.job_ids import job_argument, resolve
-from evalrpc.cli.output import Form, print_items, warn_of_cut_rows
+from evalrpc.cli.output import Form, print_items, print_line, warn_of_cut_rows
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.client.core import plain_row
 from evalrpc.v1.comparison_pb2 import Flip, FlipDirection
@@ -72,8 +72,11 @@ def flips_command(
             page_size=min(limit, 1000),
             on_truncated=partial(warn_of_cut_rows, 1),
         )
-        printed = islice(flips, limit or None)
+        first = next(flips, None)
+        printed = islice(flips if first is None else chain((first,), flips), limit or None)
         print_items(form, _COLUMNS, _rows(printed), printed, styles=_STYLES)
+    if first is None:
+        print_line("evalrpc: of the samples that both jobs have, if any, none changed: see evalrpc compare", err=True)
 
 
 def _rows(flips: Iterable[Flip]) -> Iterator[tuple[Cell, ...]]:

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.client.arguments import metric_text
 from evalrpc.v1.history_pb2 import MetricTrend
-from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus, Progress
+from evalrpc.v1.jobs_pb2 import JobError, JobInfo, JobStatus, Progress
 from evalrpc.v1.results_pb2 import Metric, ModelMetric, ModelResult, TaskResult
 
 BASELINE_LABEL: Final = "evalrpc.baseline"
@@ -69,6 +69,8 @@ def _particulars(job: JobInfo) -> Iterator[str]:
             yield f"{job.position_in_queue} before it"
         if job.wait_reason:
             yield job.wait_reason
+        if job.attempts and job.attempts[-1].HasField("error"):
+            yield f"after attempt {job.attempts[-1].number}: {_error_words(job.attempts[-1].error, job.status)}"
     elif job.status == JobStatus.JOB_STATUS_RUNNING:
         if job.HasField("cancel_requested_at"):
             yield "being cancelled"
@@ -76,10 +78,14 @@ def _particulars(job: JobInfo) -> Iterator[str]:
         if job.wait_reason:
             yield job.wait_reason
     elif job.HasField("error"):
-        is_said = job.error.reason == status_name(job.status)
-        yield ": ".join(filter(None, ("" if is_said else job.error.reason, job.error.message)))
+        yield _error_words(job.error, job.status)
     elif job.cached_from:
         yield f"with the results of job {job.cached_from}"
+
+
+def _error_words(error: JobError, status: JobStatus.ValueType) -> str:
+    """Return why a job, or an attempt, did not complete, without what the status says already."""
+    return ": ".join(filter(None, ("" if error.reason == status_name(status) else error.reason, error.message)))
 
 
 def sharing(job: JobInfo) -> str:

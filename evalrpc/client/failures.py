@@ -96,7 +96,7 @@ def from_broken_call(error: grpc.RpcError) -> UnavailableError | LimitExceededEr
     failure = from_rpc_error(error)
     if isinstance(failure, UnavailableError | LimitExceededError):
         return failure
-    return UnavailableError(f"the call was broken off: {error.code().name}: {error.details()}")
+    return UnavailableError(f"the call was broken off: {error.code().name}: {_in_words(error.details() or 'no reason given')}")
 
 
 def build_error(code: str, message: str, details: ErrorDetails) -> EvalrpcError:

@@ -204,7 +204,7 @@ class HarnessInfo(_message.Message):
     version: _builtins.str
     """The installed version. Empty if it has none or it can't be determined."""
     available: _builtins.bool
-    """Whether its program was found."""
+    """Whether its program was found, in a version that this server knows how to run."""
     unavailable_reason: _builtins.str
     """What is wrong and how to fix it, if it is not available. Empty otherwise."""
     warm: _builtins.bool

@@ -60,7 +60,7 @@ class ModelResult(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     results: _builtins.str
     """Path on the server of the harness's aggregate file; ReadArtifact takes `results_artifact`. If there are several, because
-    tasks ran or finished one by one, that of the first; the others are in `TaskResult.results`.
+    tasks ran or finished one by one, that of one of them; the others are in `TaskResult.results`.
     """
     results_artifact: _builtins.str
     """The name of `results` for ReadArtifact. Empty if it is not below the output folder."""

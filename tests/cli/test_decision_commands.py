@@ -48,6 +48,12 @@ def test_flips_print_both_answers(run: Run, service: FakeService) -> None:
     assert request.higher_is_better
 
 
+def test_no_flips_are_said_to_be_none(run: Run, service: FakeService) -> None:
+    result = run("flips", OTHER_IDS[0], JOB_ID, "-o", "jsonl")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "none changed" in result.stderr
+
+
 def test_flips_stop_at_their_limit_and_say_what_was_cut(run: Run, service: FakeService) -> None:
     service.page_size = 2
     service.flips = [flip(str(number), "a") for number in range(9)]

@@ -21,7 +21,7 @@ from evalrpc.cli.exit_codes import ExitCode
 from evalrpc.v1.catalog_pb2 import HarnessInfo, ListTasksResponse
 from evalrpc.v1.comparison_pb2 import JobComparison
 from evalrpc.v1.history_pb2 import HistoryPoint
-from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobInfo, JobStatus, Progress
+from evalrpc.v1.jobs_pb2 import JobAttempt, JobError, JobEvent, JobInfo, JobStatus, Progress
 from evalrpc.v1.queue_pb2 import GetQueueResponse
 from evalrpc.v1.results_pb2 import ModelMetric
 
@@ -251,6 +251,13 @@ def test_how_a_job_ended_is_said_once() -> None:
     assert wording.describe(superseded) == "CANCELLED, SUPERSEDED: by another"
     assert wording.describe(failed) == "FAILED, OUT_OF_MEMORY: no memory"
     assert [wording.detail(job) for job in (cancelled, failed)] == ["cancelled on request", "OUT_OF_MEMORY: no memory"]
+
+
+def test_a_job_that_is_tried_again_says_why() -> None:
+    lost = JobAttempt(number=1, error=JobError(reason="RUN_LOST", message="its machine restarted"))
+    waiting = job_at(JobStatus.JOB_STATUS_QUEUED, attempts=[lost], wait_reason="for 1 GPU")
+
+    assert wording.describe(waiting) == "QUEUED, for 1 GPU, after attempt 1: RUN_LOST: its machine restarted"
 
 
 def test_the_end_of_a_log_does_not_repeat_the_message() -> None:

@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 from evalrpc import errors
 from evalrpc.client import core
 from evalrpc.client.core import MediumParts
-from evalrpc.client.failures import STATUS_DETAILS_KEY, build_error, from_rpc_error, parse_details
+from evalrpc.client.failures import STATUS_DETAILS_KEY, build_error, from_broken_call, from_rpc_error, parse_details
 from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.resumable import (
     MAX_TRIES_OF_AN_UNREADABLE_FILE,
@@ -207,6 +207,11 @@ def test_damaged_details_count_as_absent() -> None:
 )
 def test_what_grpc_itself_says_is_put_into_plain_words(code: str, details: str, said: str) -> None:
     assert str(from_rpc_error(FakeRpcError(grpc.StatusCode[code], details))) == said
+
+
+def test_a_call_that_was_broken_off_is_said_so_in_plain_words() -> None:
+    reset = FakeRpcError(grpc.StatusCode.INTERNAL, "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))")
+    assert str(from_broken_call(reset)) == "the call was broken off: INTERNAL: the connection broke off"
 
 
 def test_what_the_server_says_is_left_as_it_is() -> None:
