@@ -21,6 +21,7 @@ from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten
 from evalrpc.harnesses.ignored_settings import ignored_settings
 from evalrpc.harnesses.inspect_ai import task_arguments
 from evalrpc.harnesses.inspect_ai.logs import (
+    ERROR,
     SUCCESS,
     Log,
     bad_samples,
@@ -348,7 +349,8 @@ def _require_all_good(logs: Sequence[Log], tasks: Sequence[str]) -> None:
 
 
 def _why_not_good(task: str, log: Log) -> str:
-    """Return why a log has another status than success, where it has no error: too many samples failed, or nobody knows."""
+    """Return why a log has another status than success, where it has no error: too many samples failed, or nobody knows. Those
+    of a cancelled task failed since it was cancelled."""
     bad = bad_samples(log)
     status = f"inspect-ai left task {task} with the status {log.status}"
-    return shorten(f"{status}: {bad.describe('samples')}" if bad.failed else status)
+    return shorten(f"{status}: {bad.describe('samples')}" if bad.failed and log.status == ERROR else status)

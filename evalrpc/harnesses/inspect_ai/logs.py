@@ -32,6 +32,8 @@ from evalrpc.v1.results_pb2 import ModelResult
 
 SUCCESS: Final = "success"
 """The status of a log whose task has been evaluated."""
+ERROR: Final = "error"
+"""That of a log whose task ended for an error, or for its failed samples."""
 
 _LOG_NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}.*\.(?:json|eval)", re.DOTALL)
 _HEADER: Final = frozenset({"status", "eval", "plan", "results", "stats", "error"})
