@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from evalrpc.harnesses.sample_answers import ANSWERS, NoContent, error_of, failure, is_empty, texts
+from evalrpc.harnesses.sample_answers import NoContent, answer_of, error_of, failure, is_empty, texts
 from evalrpc.v1.comparison_pb2 import AnswerCounts
 
 _CUT_OFF: Final = frozenset({"length", "max_tokens", "model_length"})
@@ -26,8 +26,7 @@ class AnswerCounter:
             elif answer_filter != self._filter:
                 return
         has_failed = error_of(row) is not None
-        name = next(filter(row.__contains__, ANSWERS), None)
-        answer = row[name] if name is not None else None
+        answer = answer_of(row)
         if answer is None and not has_failed:
             return
         self._total += 1

@@ -144,12 +144,11 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
     if not results:
         raise _no_results(run, log_tail, title)
     _check_tasks(results, run)
-    lines = [strip_colours(line)[-_MAX_LINE_CHARACTERS:] for line in log_tail]
-    answers = AnswersOfRun(run.output_dir, reason_in_log(lines))
+    answers = AnswersOfRun(run.output_dir, reason_in_log(log_tail))
     warn(results, ignored_settings(results.values(), run.request))
     warn(results, _ignored_gen_kwargs(results, run))
     warn(results, answers.warnings(results, run.request))
-    warn(results, _said_in_log(lines))
+    warn(results, _said_in_log(_plain(log_tail)))
     return results
 
 
@@ -163,17 +162,20 @@ def _said_in_log(lines: Sequence[str]) -> Iterator[str]:
         yield shorten(f"samples are missing, since they could not be saved: {_not_saved(lines) or 'the log does not say why'}")
 
 
-def _not_saved(lines: Iterable[str]) -> str:
+def _not_saved(lines: Sequence[str]) -> str:
     """Return the last error that kept a file from being saved; empty if the log has none."""
-    matches = (_NOT_SAVED.fullmatch(line) for line in lines)
-    return next((match["error"] for match in reversed(list(matches)) if match), "")
+    return next((match["error"] for line in reversed(lines) if (match := _NOT_SAVED.fullmatch(line))), "")
 
 
-def _no_results(run: Run, log_tail: Iterable[str], title: str) -> RunFailedError:
-    lines = [strip_colours(line) for line in log_tail]
-    if failure := find_failure(lines):
+def _plain(log_tail: Iterable[str]) -> list[str]:
+    """Return the end of a log without colours, and of each line the part in which something is looked for."""
+    return [strip_colours(line)[-_MAX_LINE_CHARACTERS:] for line in log_tail]
+
+
+def _no_results(run: Run, log_tail: list[str], title: str) -> RunFailedError:
+    if failure := find_failure(log_tail):
         return failed(failure)
-    if error := _not_saved(line[-_MAX_LINE_CHARACTERS:] for line in lines):
+    if error := _not_saved(_plain(log_tail)):
         why = f"could not save them: {error}"
     elif name := unread_results(run.output_dir):
         is_deep = name.count("/") > 1

@@ -52,7 +52,7 @@ _TRUTH: Final = (True, False, "True", "False")
 _NO_CONTENT: Final = "None"
 """What lmms-eval writes for an answer that has no content."""
 _WITHOUT_CONTENT: Final = "the server sent no content, perhaps since the model's reasoning took all tokens"
-ANSWERS: Final = ("resps", "filtered_resps", "answer")
+_ANSWERS: Final = ("resps", "filtered_resps", "answer")
 """Where a sample has the model's answer. The first one is what it said; it is left out where a filter changed nothing."""
 
 CHUNK_BYTES: Final = 1024 * 1024
@@ -172,7 +172,7 @@ class NoContent:
             return
         self._samples += 1
         self._expecting += sample.get("target") == _NO_CONTENT
-        answer = _answer(sample)
+        answer = answer_of(sample)
         self._count += answer == _NO_CONTENT if isinstance(answer, str) else [*texts(answer)].count(_NO_CONTENT)
 
     @property
@@ -234,12 +234,13 @@ def _answers(sample: Mapping[str, object]) -> Iterator[tuple[str | None, bool]]:
     """Yield why each of the model's answers failed, None for one that did not, and whether it is empty."""
     if (why := error_of(sample)) is not None:
         yield why, False
-    elif (answer := _answer(sample)) is not None:
+    elif (answer := answer_of(sample)) is not None:
         yield from ((failure(text), is_empty(text)) for text in texts(answer))
 
 
-def _answer(sample: Mapping[str, object]) -> object:
-    return next((sample[name] for name in ANSWERS if name in sample), None)
+def answer_of(sample: Mapping[str, object]) -> object:
+    """Return what the model answered, a text or nested lists of such; None where the sample does not say."""
+    return next((sample[name] for name in _ANSWERS if name in sample), None)
 
 
 def texts(answer: object) -> Iterator[str | float | None]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from clocks import ManualClock
-from store_jobs import SECONDS, finish, submit
+from store_jobs import ORPHAN, SECONDS, finish, submit
 from waiting import DEADLINE_SECONDS
 
 from evalrpc.config import Settings
@@ -21,8 +21,6 @@ from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.memory import Memory
 from evalrpc.server.removals import Removals
 from evalrpc.store.sqlite.store import SqliteStore
-
-ORPHAN = "3f0c7d52-6a94-4d0e-8a57-1b9c2f6e0d11"
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from clocks import ManualClock
+from store_jobs import ORPHAN
 from waiting import DEADLINE_SECONDS as SECONDS
 
 from evalrpc.config import Settings
@@ -24,7 +25,6 @@ from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import jobs_pb2 as pb
 
 MIB = 1024 * 1024
-ORPHAN = "3f0c7d52-6a94-4d0e-8a57-1b9c2f6e0d11"
 
 
 class Keeper:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from store_jobs import SECONDS, Gate, complete, finish, listed, new_job, read, run, submit
+from store_jobs import ORPHAN, SECONDS, Gate, complete, finish, listed, new_job, read, run, submit
 
 from evalrpc.clock import SystemClock
 from evalrpc.errors import ConfigurationError, DataDirectoryInUseError, StoreUnavailableError
@@ -493,7 +493,7 @@ def test_jobs_without_followers_end_without_a_query_and_are_not_remembered(
 
 
 def test_a_database_that_is_gone_is_not_begun_anew_beside_its_journal_or_its_jobs(data_dir: Path) -> None:
-    for trace in ("evalrpc.sqlite3-wal", "jobs/3f0c7d52-6a94-4d0e-8a57-1b9c2f6e0d11"):
+    for trace in ("evalrpc.sqlite3-wal", f"jobs/{ORPHAN}"):
         data_dir.joinpath(trace).parent.mkdir(parents=True, exist_ok=True)
         data_dir.joinpath(trace).write_text("x")
         refusals = errors_of_opening_twice(data_dir)

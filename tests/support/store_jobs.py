@@ -19,6 +19,9 @@ from evalrpc.testing.shared_store import REVISION_STEP, Database, SharedStore, S
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 
+ORPHAN = "3f0c7d52-6a94-4d0e-8a57-1b9c2f6e0d11"
+"""The id of no job."""
+
 CLOCK = SystemClock()
 
 Opener = Callable[..., Store]
