@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from glob import glob
 from pathlib import Path
 
 from waiting import eventually
@@ -40,9 +41,10 @@ def is_alive(pid: int) -> bool:
 
 def shims_of_runs(data_dir: Path, job_id: str = "*") -> list[int]:
     """Return the living shims of a job's runs, or of all runs; they don't carry the job's id themselves."""
-    attempts = f"jobs/{job_id}/attempt-*"
-    folders = (*data_dir.glob(f"{attempts}/run"), *data_dir.glob(f"{attempts}/preparation/run"))
-    recorded = filter(None, map(read_pid, folders))
+    patterns = (f"jobs/{job_id}/attempt-*/{run}" for run in ("run", "preparation/run"))
+    # Path.glob would fail for what a server removes meanwhile.
+    folders = [found for pattern in patterns for found in glob(pattern, root_dir=data_dir)]  # noqa: PTH207
+    recorded = filter(None, (read_pid(data_dir / found) for found in folders))
     return [pid for pid, start_time in recorded if is_living(pid, start_time) and is_alive(pid)]
 
 
