@@ -4,7 +4,6 @@ Runs on the event loop; what has to wait for the disk goes to a thread. The kern
 page cache when their turn comes, and need no thread. Memory stays at one chunk however large a file is.
 """
 
-import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -27,6 +26,7 @@ from evalrpc.reading.attempts import output_dir
 from evalrpc.reading.disk import read_on, require_inside
 from evalrpc.reading.page_bound import PageBound
 from evalrpc.reading.remembered import Remembered
+from evalrpc.uninterruptible import uninterruptible
 from evalrpc.v1.files_pb2 import (
     Artifact,
     ListArtifactsRequest,
@@ -152,11 +152,8 @@ class ArtifactReader:
         try:
             return file.next_message(os.RWF_NOWAIT)
         except OSError:  # not cached, or on a file system that can't tell
-            pending = asyncio.ensure_future(read_on(self._readers, file.next_message))
-        try:
-            return await asyncio.shield(pending)
-        finally:
-            await asyncio.wait([pending])  # the descriptor must not be closed while a thread reads from it
+            # The descriptor must not be closed while a thread reads from it.
+            return await uninterruptible(read_on(self._readers, file.next_message))
 
 
 @dataclass

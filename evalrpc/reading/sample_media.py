@@ -5,7 +5,6 @@ followed, and below the operator's roots, where links are that stay below the sa
 reads. Runs on the event loop; what waits for the disk or for a harness goes to a thread.
 """
 
-import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -33,6 +32,7 @@ from evalrpc.reading.sample_references import Reference
 from evalrpc.reading.sample_rows import Sample, SampleSource, find_sample, find_sample_in_process
 from evalrpc.reading.samples import IN_PLACE_LIMITS, PROCESS_LIMITS, PROCESS_USE, sample_place, source_of
 from evalrpc.results.layout import samples_task
+from evalrpc.uninterruptible import uninterruptible
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, ReadSampleMediaResponse
 from evalrpc.watching.feed import Feed, Reserve, Send, no_reserve
@@ -162,11 +162,8 @@ class SampleMediaReader:
                     return
 
     async def _next_message(self, medium: "_Medium", opened: "_Opened", offset: int) -> tuple[bytes, int]:
-        pending = asyncio.ensure_future(read_on(self._threads.readers, lambda: medium.message(opened, offset)))
-        try:
-            return await asyncio.shield(pending)
-        finally:
-            await asyncio.wait([pending])  # the descriptor must not be closed while a thread reads from it
+        # The descriptor must not be closed while a thread reads from it.
+        return await uninterruptible(read_on(self._threads.readers, lambda: medium.message(opened, offset)))
 
     def _opened(self, stack: ExitStack, reference: Reference, folder: Path) -> "_Opened":
         """Open a medium until the stack is closed. Raises OSError for a shortage."""

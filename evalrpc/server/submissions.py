@@ -32,6 +32,7 @@ from evalrpc.server.engine_listing import Engines
 from evalrpc.server.limits import SMALL_BYTES
 from evalrpc.server.suite_submissions import SuiteJobs
 from evalrpc.store.base import Submission, SuiteSubmission
+from evalrpc.uninterruptible import uninterruptible
 from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, JOB_STATUS_QUEUED, CacheMode, EvaluateRequest, JobInfo, SubmitJobRequest
 from evalrpc.v1.suites_pb2 import SubmitSuiteRequest, Suite, SuiteRun
 
@@ -116,11 +117,7 @@ class Submissions:
         if request.ByteSize() <= SMALL_BYTES:
             return judge()
         async with self.large.turn(owner):
-            judging = asyncio.ensure_future(self._look_up(judge))
-            try:
-                return await asyncio.shield(judging)
-            finally:
-                await asyncio.wait([judging])  # whoever leaves keeps the turn for as long as the thread is at work
+            return await uninterruptible(self._look_up(judge))  # whoever leaves keeps the turn while the thread is at work
 
     def _admitted_jobs(self, request: SubmitSuiteRequest, owner: str, gpu_counts: GpuCounts, max_gpus: int | None) -> SuiteJobs:
         """Return what the jobs of a suite run are to be. Raises what `SuiteJobs.admit` does."""

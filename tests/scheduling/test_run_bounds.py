@@ -124,7 +124,10 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def fill_log(house: House, run: FakeRun) -> None:
-    run.key.log_path.write_bytes(b"a line\n" * 400_000)
+    """Put a log in place as a whole: file systems may take up the room of a write before there is anything to read."""
+    filled = run.key.log_path.with_suffix(".filled")
+    filled.write_bytes(b"a line\n" * 400_000)
+    filled.replace(run.key.log_path)
 
 
 def fill_output(house: House, run: FakeRun) -> None:

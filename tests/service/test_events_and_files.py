@@ -68,7 +68,9 @@ def test_events_have_the_revision_as_their_id_and_are_resumed_from_it(server: Se
 def test_all_jobs_are_filtered_by_parameters(server: ServerHere, http: HttpApi) -> None:
     red = server.api.submit("hangs", labels={"team": "red"})
     server.api.submit("hangs", labels={"team": "blue"})
-    query = f"label_selector={quote('team=red')}&statuses=JOB_STATUS_QUEUED&statuses=JOB_STATUS_RUNNING&view=JOB_VIEW_BASIC"
+    server.api.wait_for(red.job_id, RUNNING)
+    statuses = "statuses=JOB_STATUS_RUNNING&statuses=JOB_STATUS_QUEUED"
+    query = f"label_selector={quote('team=red')}&{statuses}&view=JOB_VIEW_BASIC"
     with http.opened("GET", f"/v1/events?{query}") as answer:
         snapshot, bookmark = (event for event, _ in zip(events_of(answer), range(2), strict=False))
     assert (snapshot.id, snapshot.data["job"]["jobId"]) == ("", red.job_id)

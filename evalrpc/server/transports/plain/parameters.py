@@ -39,8 +39,10 @@ def fill(parameters: Iterable[tuple[str, str]], *messages: Message) -> None:
 def _set(message: Message, field: FieldDescriptor, text: str) -> None:
     """Set a field, or add to a list. Raises ParseError, ValueError, TypeError."""
     value: Any = _BOOLEANS.get(text, text) if field.type == FieldDescriptor.TYPE_BOOL else text
-    is_list = hasattr(getattr(message, field.name), "append")
-    json_format.ParseDict({field.name: [value] if is_list else value}, message)
+    if not hasattr(getattr(message, field.name), "append"):
+        json_format.ParseDict({field.name: value}, message)
+        return
+    message.MergeFrom(json_format.ParseDict({field.name: [value]}, type(message)()))  # parsed into it, it would be all there is
 
 
 def _problem(field: FieldDescriptor, text: str) -> str:
