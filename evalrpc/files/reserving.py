@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -13,9 +14,13 @@ def reserve_room(path: Path, size_bytes: int) -> None:
     has no room for that, and where the file system can't do it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        library = ctypes.CDLL(None, use_errno=True)
-        if library.fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size_bytes)):
+        if _c_library().fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size_bytes)):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(path))
     finally:
         os.close(descriptor)
+
+
+@cache  # each time it is opened leaves garbage that only a full collection finds
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

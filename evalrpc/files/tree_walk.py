@@ -7,6 +7,7 @@ still needs.
 
 import errno
 import os
+from array import array
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -33,7 +34,7 @@ class Place:
         except OSError:
             os.close(descriptor)
             raise
-        self._above: list[tuple[int, int]] = []
+        self._above = array("Q")  # the identity of each folder above: a tree may be ten thousand deep
 
     def enter(self, child: int) -> None:
         """Go into a folder, which was opened in this one, unless there is no way back, or it is a mount. Owns its descriptor.
@@ -46,13 +47,14 @@ class Place:
             os.close(child)
             raise
         self._move(child)
-        self._above.append(here)
+        self._above.extend(here)
 
     def leave(self) -> None:
         """Go back. Raises OSError if this folder is not where it was any more."""
         parent = os.open("..", ANY_FOLDER, dir_fd=self.descriptor)
         self._move(parent)
-        _require(identity(os.fstat(parent)) == self._above.pop(), _MOVED)
+        inode, device = self._above.pop(), self._above.pop()
+        _require(identity(os.fstat(parent)) == (device, inode), _MOVED)
 
     def close(self) -> None:
         """Close the folder."""
@@ -116,6 +118,7 @@ def walk(enter: Callable[[str], bool], leave: Callable[[str], bool]) -> Iterator
     `enter` returns whether it could. `leave` goes back from the folder of this name; the walk ends if it returns False.
     """
     names: list[str] = []
+    nothing: list[str] = []  # one for all that have nothing left: a tree may be ten thousand deep
     pending: list[list[str]] = [[]]  # the folders that are left in each one that the walk is in
     yield pending[-1]
     while True:
@@ -123,7 +126,11 @@ def walk(enter: Callable[[str], bool], leave: Callable[[str], bool]) -> Iterator
             pending.pop()
             if not (names and leave(names.pop())):
                 return
-        elif enter(name := pending[-1].pop()):
+            continue
+        name = pending[-1].pop()
+        if not pending[-1]:
+            pending[-1] = nothing
+        if enter(name):
             names.append(name)
             pending.append([])
             yield pending[-1]

@@ -1,7 +1,7 @@
 """What has come of a run so far: results of its steps as they end, and of the tasks that the harness reports meanwhile."""
 
+import os
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +50,7 @@ class RunResults:
         self._mask = mask
         self._judged = 0
         self._failures: list[tuple[Run, RunFailedError]] = []
-        self._files: dict[str, object] = {}
+        self._files: dict[str, bytes] = {}
         self._merged = MergedResults()
         self._reported = MergedResults()
         self._taken: Results = {}
@@ -171,20 +171,27 @@ def _of_attempt(results: Mapping[str, ModelResult], attempt: int) -> Mapping[str
     return results
 
 
-def _files_in(folder: Path) -> dict[str, object]:
+def _files_in(folder: Path) -> dict[str, bytes]:
     """Return the files right in the folder, in the order of their names, with what changes whenever one of them does. Empty
     where something else is in its place, or where there are too many: then only the end of the run tells. Raises OSError for a
     shortage of the server, or a failing disk."""
+    files: dict[str, bytes] = {}
     try:
         with scan_folder(folder) as scanned:
-            entries = list(islice(scanned, _MAX_ENTRIES + 1))
-            if len(entries) > _MAX_ENTRIES:
-                return {}
-            files = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.is_file(follow_symlinks=False)}
+            for number, entry in enumerate(scanned):
+                if number == _MAX_ENTRIES:
+                    return {}
+                if entry.is_file(follow_symlinks=False):
+                    files[entry.name] = _state(entry.stat(follow_symlinks=False))
     except OSError as error:
         require_no_shortage(error)
         return {}
-    return {name: (files[name].st_ino, files[name].st_mtime_ns, files[name].st_size) for name in sorted(files)}
+    return dict(sorted(files.items()))
+
+
+def _state(status: os.stat_result) -> bytes:
+    """Return what changes whenever a file does, in one small object: there may be very many."""
+    return b"%d %d %d" % (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def _task(step: Run) -> str:

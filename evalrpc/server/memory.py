@@ -15,7 +15,7 @@ _MMAP_THRESHOLD: Final = -3  # M_MMAP_THRESHOLD
 _TRIM_THRESHOLD: Final = -1  # M_TRIM_THRESHOLD
 _MAPPED_BYTES: Final = 1024 * 1024
 _GROWTH: Final = 1.1
-_YOUNG, _ALL = 0, 2  # generations of the collector
+_YOUNG, _ALL = 1, 2  # generations of the collector
 
 
 def limit_arenas() -> None:

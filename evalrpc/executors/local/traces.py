@@ -84,7 +84,7 @@ def write_devices(folder: Path, devices: Mapping[str, int | None]) -> None:
     """Record which devices a run holds, and how many bytes of each were in use before it. Without this record, as on a full
     disk, a later server only can't tell whether their memory was freed."""
     with suppress(OSError), open(os.open(folder / DEVICES_FILE, _CREATE | os.O_TRUNC, 0o600), "w") as file:  # noqa: PTH123
-        json.dump(devices, file)
+        file.write(json.dumps(devices))
 
 
 def read_devices(folder: Path) -> Mapping[str, int | None]:
