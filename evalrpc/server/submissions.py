@@ -141,29 +141,37 @@ class Submissions:
         return Submission(job, cache_key=await self.cache_key(call.cache, job))
 
     async def _check_on_disk(self, job: JobInfo) -> None:
-        """Raise InvalidRequestError with all that only a look at the disk tells is wrong, and say which commits are meant."""
+        """Raise InvalidRequestError with all that only a look at the disk tells is wrong, warn of what may be, and say which
+        commits are meant."""
+        checks = (self._check_harness, self._check_model, self._check_tasks, self._check_task_args, self._check_preparation)
         found: list[FieldViolation] = []
-        for check in (self._check_names, self._check_task_args, self._check_preparation, self._pin_models):
+        for check in (*checks, self._pin_models):
             try:
                 await check(job)
             except InvalidRequestError as error:
                 found += error.violations
         validation.require(found)
 
-    async def _check_names(self, job: JobInfo) -> None:
-        """Warn of what the harness doubts, about a harness that is not available, and about a model and tasks that it does not
-        list, or refuse the tasks, depending on the settings. A model is never refused: harnesses load some that they don't
-        list."""
-        harness, tasks = job.request.harness, list(job.request.tasks)
-        if isinstance(doubting := self.admission.harnesses[harness], WarningHarness):
-            transitions.add_warnings(job, doubting.warnings(job.request))
-        if self.catalog.may_be_unavailable(harness):
-            info = await self._look_up(lambda: self.catalog.describe(harness))
+    async def _check_harness(self, job: JobInfo) -> None:
+        """Warn of what the harness doubts, and where it is not available."""
+        name = job.request.harness
+        if isinstance(harness := self.admission.harnesses[name], WarningHarness):
+            transitions.add_warnings(job, harness.warnings(job.request))
+        if self.catalog.may_be_unavailable(name):
+            info = await self._look_up(lambda: self.catalog.describe(name))
             if not info.available:
-                transitions.add_warnings(job, [f"harness {harness} is not available: {info.unavailable_reason}"])
-        if job.request.model and not self.catalog.lists_model(harness, job.request.model):
-            warning = await self._look_up(lambda: self.catalog.unknown_model(harness, job.request.model))
+                transitions.add_warnings(job, [f"harness {name} is not available: {info.unavailable_reason}"])
+
+    async def _check_model(self, job: JobInfo) -> None:
+        """Warn of a model that the harness does not list. It is never refused: harnesses load some that they don't list."""
+        harness, model = job.request.harness, job.request.model
+        if model and not self.catalog.lists_model(harness, model):
+            warning = await self._look_up(lambda: self.catalog.unknown_model(harness, model))
             transitions.add_warnings(job, [warning] if warning else [])
+
+    async def _check_tasks(self, job: JobInfo) -> None:
+        """Warn of tasks that the harness does not list, or refuse them, depending on the settings."""
+        harness, tasks = job.request.harness, list(job.request.tasks)
         if self.catalog.lists_all(harness, tasks):
             return
         unknown = await self._look_up(lambda: self.catalog.unknown_tasks(harness, tasks))
