@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,8 +76,6 @@ def interrupting():
 def sums_interrupt():
     return Task(dataset=sums(1), solver=interrupting(), scorer=match())
 """
-SOON_SECONDS = 5.0
-"""Far less than loading a harness takes."""
 MODELS = {"lmms-eval": "dummy", "lm-eval": "dummy", "inspect-ai": "mockllm/model"}
 GOOD = {"lmms-eval": "sums_exact", "lm-eval": "sums_choice", "inspect-ai": "sums_a"}
 DIFFERS = re.compile(
@@ -331,11 +328,10 @@ def test_it_can_be_cancelled_while_the_harness_is_loaded(site: Site) -> None:
     site.run("lmms-eval", limit=1)  # finds that out, and is cold
     job = site.submit("lmms-eval")
     eventually(lambda: site.client.get_job(job.job_id).progress.phase == pb.Progress.PHASE_STARTING)
-    begun = time.monotonic()
     job = site.client.cancel_job(job.job_id)
     job = site.client.wait_for_job(job.job_id, raise_on_failure=False)
     assert job.status == pb.JOB_STATUS_CANCELLED
-    assert time.monotonic() - begun < SOON_SECONDS
+    assert not site.server.parents(), "it did not wait until the harness was loaded"
     assert site.server.processes_of_jobs() == []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from engine_stub import Asked, Behaviour, EngineStub, Gate, completion, engine_stub
 from gateway_process import TOKEN, Answer, GatewayProcess, chat, engine_of, route_to
-from waiting import eventually, in_background
+from waiting import DEADLINE_SECONDS, eventually, in_background
 
 from evalrpc.engines.gateway.contract import Counters, Engine
 
@@ -228,7 +228,7 @@ def test_a_busy_engine_gets_less_at_once(served: GatewayProcess, stub: EngineStu
 
     def behave(asked: Asked) -> None:
         if asked.handler.server.questions <= 8:
-            barrier.wait(60)
+            barrier.wait(DEADLINE_SECONDS)
             asked.answer({}, 429, Retry_After="0")
         else:
             after.append(asked.handler.server.in_flight)

@@ -675,7 +675,7 @@ def test_no_descriptors_are_left_open(runs: Runs) -> None:
         handle = runs.executor.start(runs.key, Command((sys.executable, "-c", "pass")), NOWHERE)
         assert handle.wait(SECONDS)
         handle.close()
-    assert descriptors() == before
+    eventually(lambda: descriptors() <= before, "for none to be left, of other tests either")
 
 
 def test_a_start_time_tells_processes_of_one_number_apart() -> None:

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from waiting import eventually
+from waiting import DEADLINE_SECONDS, eventually
 
 from evalrpc.clock import SystemClock
 from evalrpc.errors import RunFailedError
@@ -95,7 +95,7 @@ def run(tmp_path: Path, folder: Path, cluster: Cluster) -> Iterator[SlurmRun]:
     submission = Submission(NAME, ["--job-name"], "script")
     with closing(SlurmRun("cluster", RunKey("job", 1, tmp_path), (), cluster, submission, lambda: False, 0.1)) as run:
         cluster.submit(submission)
-        assert submission.done.wait(10)
+        assert submission.done.wait(DEADLINE_SECONDS)
         yield run
 
 

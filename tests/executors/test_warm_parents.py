@@ -361,13 +361,14 @@ def test_a_parent_that_somebody_has_stopped_is_replaced(runs: WarmRuns, monkeypa
     assert runs.parents != stopped
 
 
-def test_a_server_that_stops_waits_for_no_parent_that_somebody_has_stopped(runs: WarmRuns) -> None:
+def test_a_server_that_stops_waits_for_no_parent_that_somebody_has_stopped(
+    runs: WarmRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs.heat()
     parent = runs.parents[0]
     os.kill(parent, signal.SIGSTOP)
-    closing = time.monotonic()
+    monkeypatch.setattr(fork_server, "_END_SECONDS", 3600.0)  # the test would time out if it waited
     runs.executor.close()
-    assert time.monotonic() - closing < fork_server._END_SECONDS / 2
     assert not is_alive(parent)
 
 
@@ -529,7 +530,7 @@ def test_a_short_command_that_takes_too_long_is_killed(runs: WarmRuns) -> None:
     text = f"import os, time; open({str(path)!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
     with pytest.raises(TimeoutError):
         runs.executor.run_to_end(script(runs, text), 1.0)
-    assert not path.exists() or not is_alive(int(path.read_text()))
+    assert not path.exists() or not is_alive(int(path.read_text() or 0))
     assert runs.start("none").is_warm
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from special_files import KINDS, put
+from used_folders import opened_below
 
 from evalrpc.errors import ArtifactNotFoundError, FileUnavailableError, FileUnreadableError, InvalidRequestError
 from evalrpc.files import opening
@@ -254,11 +255,10 @@ def test_folders_may_be_nested_deeper_than_a_function_may_call_itself_and_than_f
         path.mkdir()
     file = Path(f"{paths[-1]}/file")
     file.touch()
-    open_before = len(list(Path("/proc/self/fd").iterdir()))
     found = list_files(tmp_path)
     try:
         assert next(found).name == "d/" * depth + "file"
-        assert len(list(Path("/proc/self/fd").iterdir())) <= open_before + 1
+        assert len(opened_below(tmp_path)) <= 1
         assert list(found) == []
     finally:
         file.unlink()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from deep_folders import make_folders_below
 from small_disk import small_disk
+from used_folders import opened_below
 
 from evalrpc.files.trees import Remains, disk_bytes, remove_tree
 
@@ -207,10 +208,6 @@ def test_a_folder_in_use_is_said_and_removed_later(tmp_path: Path) -> None:
 
 
 def test_no_folder_is_left_open(tmp_path: Path) -> None:
-    def open_count() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    before = open_count()
     make_odd(tmp_path / "odd", tmp_path)
     make_deep(tmp_path / "deep", 50)
     for folder in ("odd", "deep", "nothing"):
@@ -218,7 +215,7 @@ def test_no_folder_is_left_open(tmp_path: Path) -> None:
         disk_bytes(tmp_path / folder, enough=1)
         remove_tree(tmp_path / folder, lambda: True)
         remove_tree(tmp_path / folder)
-    assert open_count() == before
+    assert opened_below(tmp_path) == []
 
 
 @contextmanager

@@ -114,6 +114,7 @@ def test_commands_that_change_tokens_are_recorded_while_the_server_runs(launch: 
 
     created = token("create", "--owner", "alice", "--role", "operator")
     job = server.api.submit()
+    eventually(lambda: len(entries_of(site)) == 2, "for the server to have written of the job")
     token("revoke", created["token_id"])
     assert server.terminate() == 0
     entries = entries_of(site)

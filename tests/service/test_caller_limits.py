@@ -17,6 +17,7 @@ import pytest
 from google.rpc import error_details_pb2
 from server_process import ServerProcess
 from serving import RUNNING, Api, ServerHere, Site, detail, reason_of, submission
+from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
 from evalrpc.client import EvalClient, sync_transport
@@ -141,7 +142,7 @@ def test_a_client_that_is_killed_in_the_middle_of_its_streams_leaves_nothing(ser
     eventually(lambda: limits.unread.held_bytes == 0, "for their room to be given back")
     eventually(lambda: not feed._topics, "for the watchers of the job to be forgotten")
     eventually(lambda: not feed._all_waiters.futures, "for the watchers of all jobs to be forgotten")
-    assert threading.active_count() <= threads
+    eventually(lambda: threading.active_count() <= threads, "for its threads to end")
     assert not limits._streams_of
 
 
@@ -235,7 +236,7 @@ def test_streams_that_are_reset_as_soon_as_they_are_opened_take_bounded_memory(t
     try:
         server.start()
         host, _, port = server.address.rpartition(":")
-        subprocess.run([sys.executable, RESETTER, host, port, "40000"], check=True, timeout=60)
+        subprocess.run([sys.executable, RESETTER, host, port, "40000"], check=True, timeout=SECONDS)
         with server.client() as client:
             client.get_server_info()
         assert resident_bytes(server.pid) < 400 * MIB, "each of those that wait takes 14 KiB"

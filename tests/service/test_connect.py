@@ -15,6 +15,7 @@ from callers import add_token, revoke_token
 from certificates import Authority
 from google.protobuf import json_format
 from http_calls import JSON, HttpApi, http_of, path_of
+from lasting_ports import lasting_address
 from missing_modules import run_without
 from serving import COMPLETED, Launch, ServerHere, Site
 from waiting import eventually
@@ -216,7 +217,7 @@ def test_a_stream_takes_one_message_in_its_envelope(http: HttpApi) -> None:
 
 
 def test_a_stream_is_resumed_after_the_server_was_killed(launch: Launch, site: Site) -> None:
-    server = launch("--http-listen", ANY_PORT)
+    server = launch("--http-listen", lasting_address())
     url = http_url(server)
     http = HttpApi(url)
     first = http.call("SubmitJob", TOY).json["jobId"]

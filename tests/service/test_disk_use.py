@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.struct_pb2 import Struct
 from serving import COMPLETED, FAILED, TERMINAL, Api, Launch, ServerHere, Site, nothing_left_of
+from used_folders import contents_below
 from waiting import eventually
 
 from evalrpc.server import housekeeping
@@ -84,12 +84,7 @@ def test_after_a_deletion_no_file_of_the_server_has_any_text_of_the_job(server: 
 
 def contents(folder: Path) -> bytes:
     """Return what all files have but the audit, which keeps the ids of jobs and of requests."""
-    found = b""
-    for parent, _, names in os.walk(folder):  # which goes on where a folder is removed meanwhile
-        for name in set(names) - {"audit.jsonl"}:
-            with suppress(FileNotFoundError):
-                found += Path(parent, name).read_bytes()
-    return found
+    return b"".join(content for path, content in contents_below(folder).items() if path.name != "audit.jsonl")
 
 
 def test_whatever_a_run_has_left_its_deletion_is_answered_at_once_and_all_of_it_goes(api: Api, site: Site) -> None:

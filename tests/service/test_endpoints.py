@@ -10,6 +10,7 @@ import pytest
 from engine_site import ENGINE, add_engine, completed, end_engines, ended
 from engine_stub import Asked, EngineStub, completion, engine_stub
 from serving import COMPLETED, FAILED, Api, Launch, ServerHere, Site, fields_of, reason_of
+from used_folders import contents_below
 from waiting import eventually
 
 from evalrpc.executors.local.processes import processes_of_job
@@ -96,11 +97,6 @@ def questions(stub: EngineStub) -> list[str]:
     return [asked.fields["messages"][0]["content"] for asked in stub.asked]
 
 
-def everything_below(folder: Path) -> bytes:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return b"".join(path.read_bytes() for path in files)
-
-
 def test_a_job_asks_an_endpoint_with_a_key_that_nobody_sees(api: Api, site: Site, stub: EngineStub) -> None:
     job = completed(api, submit(api, served_model=JUDGE))
     assert questions(stub) == ["question 0", "question 1"]
@@ -108,7 +104,7 @@ def test_a_job_asks_an_endpoint_with_a_key_that_nobody_sees(api: Api, site: Site
     assert (job.usage.answered_count, job.attempts[-1].engine_id, list(job.gpus)) == (2, "", [])
     assert job.request.served_model == pb.ServedModel(**JUDGE, num_gpus=0)
     assert not api.ListEngines().engines, "nothing of ours runs for it"
-    assert KEY.encode() not in everything_below(site.folder / "data")
+    assert KEY.encode() not in b"".join(contents_below(site.folder / "data").values())
     (gateway,) = (site.folder / "data" / "engines" / "gateway").iterdir()
     eventually(lambda: not processes_of_job(gateway.name), "for the gateway to end, which has nobody to ask any more")
 
@@ -215,7 +211,8 @@ def test_an_engine_gets_its_secrets_which_its_log_does_not_show(api: Api, model:
     assert "*" * len(KEY) in failed.error.message
     assert KEY not in str(failed)
     (dead,) = (engine for engine in api.ListEngines().engines if engine.error)
-    assert KEY.encode() not in everything_below(site.folder / "data" / "engines" / dead.engine_id), "it is overwritten"
+    kept = b"".join(contents_below(site.folder / "data" / "engines" / dead.engine_id).values())
+    assert KEY.encode() not in kept, "it is overwritten"
 
 
 def test_endpoints_are_listed_without_their_keys(api: Api) -> None:

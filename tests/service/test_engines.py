@@ -139,7 +139,7 @@ def test_an_engine_that_does_not_come_to_answer_fails_its_jobs_with_the_reason(
     site: Site, engines: None, serve: Callable[..., ServerHere], models: Models, how: str, reason: str, words: str
 ) -> None:
     if how == "never-ready":
-        site.config.write_text(site.config.read_text().replace("start_timeout_seconds = 20", "start_timeout_seconds = 1"))
+        site.config.write_text(site.config.read_text().replace("start_timeout_seconds = 3600", "start_timeout_seconds = 1"))
     api, model = serve().api, models.make()
     jobs = [ended(api, submit(api, model, num_gpus=1, args={"behave": how})) for _ in range(3)]
     assert [job.error.reason for job in jobs] == [reason] * 3

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from lasting_ports import lasting_address
 from serving import CANCELLED, COMPLETED, QUEUED, RUNNING, SECONDS, Api, Launch, ServerThere, Site
 from waiting import eventually
 
@@ -268,8 +269,8 @@ def process(out: Path) -> Iterator[Callable[[Api], "subprocess.Popen[str]"]]:
 def test_nothing_is_lost_or_submitted_twice_when_command_and_server_are_killed(
     site: Site, launch: Launch, out: Path, process: Callable[[Api], "subprocess.Popen[str]"]
 ) -> None:
-    server: ServerThere = launch()
-    address = server.api.address
+    address = lasting_address()
+    server: ServerThere = launch("--listen", address)
     for step in range(1, 9):
         save(out, step)
     first = process(server.api)
@@ -431,9 +432,7 @@ def test_the_lines_for_a_loop_in_the_docs_do_what_they_say(api: Api, out: Path, 
 def test_a_server_that_is_away_delays_no_training_and_gets_everything_later(
     site: Site, launch: Launch, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = launch()
-    address = server.api.address
-    server.kill()
+    address = lasting_address()
     with CheckpointEvaluator(evaluate_request(), address=address, retry_seconds=0.05) as evaluator:
         evaluator.saved(save(out, 1), 1)
         evaluator.saved(os.fspath(save(out, 2)), 2)

@@ -16,6 +16,7 @@ from engine_site import Models, ended, submit
 from postgres_cluster import shared_cluster
 from prometheus_client.parser import text_string_to_metric_families
 from serving import COMPLETED, FAILED, NOWHERE, RUNNING, TERMINAL, MovableClock, ServerHere, Site
+from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
 from evalrpc.config.addresses import PortAddress
@@ -190,7 +191,7 @@ def test_silent_clients_keep_nobody_from_the_page_for_long(measured: ServerHere,
     host, _, port = measured.server.metrics_address.rpartition(":")
     silent = [socket.create_connection((host, int(port))) for _ in range(20)]
     try:
-        silent[-1].settimeout(30)
+        silent[-1].settimeout(SECONDS)
         assert silent[-1].recv(1) == b"", "a connection without room is closed at once"
     finally:
         for connection in silent:

@@ -11,6 +11,7 @@ import pytest
 from postgres_cluster import shared_cluster
 from serving import COMPLETED, QUEUED, RUNNING, TERMINAL, Api, Launch, ServerHere, ServerThere, Site
 from several_servers import LEASE_SECONDS, give_up, node_of, wait_until_out_of_reach
+from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
 from evalrpc.client import EvalClient
@@ -75,7 +76,7 @@ def test_when_the_one_that_runs_jobs_is_gone_the_other_takes_over_and_clients_no
         if fault == signal.SIGSTOP:
             assert second.api.wait_for(slow.job_id, *TERMINAL).status == COMPLETED
             first.process.send_signal(signal.SIGCONT)
-            assert first.process.wait(60) != 0, "it stops, since it has lost the lease"
+            assert first.process.wait(SECONDS) != 0, "it stops, since it has lost the lease"
         seen += watched
     assert seen[-1].job.status == COMPLETED
     revisions = [event.revision for event in seen if event.type == pb.JOB_EVENT_TYPE_STATUS]

@@ -2,20 +2,15 @@
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from serving import COMPLETED, Launch, ServerThere, Site
+from used_folders import seen_below
 
 
 def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
-
-
-def below(folder: Path) -> Iterator[Path]:
-    yield folder
-    yield from folder.rglob("*")
 
 
 def set_up(site: Site, **settings: str) -> Path:
@@ -38,10 +33,10 @@ def test_nobody_else_can_read_what_a_server_keeps(launch: Launch, site: Site) ->
     server = launch()
     job = server.api.run("good")
     assert job.status == COMPLETED
-    paths = list(below(data_dir))
-    assert data_dir / "jobs" / job.job_id / "attempt-1" / "log" in paths
-    assert data_dir / "evalrpc.sqlite3" in paths
-    assert [path for path in paths if mode_of(path) & 0o077] == []
+    modes = seen_below(data_dir, mode_of)
+    assert data_dir / "jobs" / job.job_id / "attempt-1" / "log" in modes
+    assert data_dir / "evalrpc.sqlite3" in modes
+    assert [path for path, mode in modes.items() if mode & 0o077] == []
     assert mode_of(data_dir) == 0o700
 
 
@@ -59,11 +54,11 @@ def test_results_below_the_output_root_have_the_rights_that_the_operator_gives(
 ) -> None:
     root = set_up(site, **settings)
     run_into(launch(), "team/run-1")
-    paths = list(below(root))
-    assert any(path.name.endswith("_results.json") for path in paths)
-    for path in [root.parent, *paths]:
-        assert oct(mode_of(path)) == oct(folder_mode if path.is_dir() else file_mode), path
-    assert [path for path in below(site.folder / "data") if mode_of(path) & 0o077] == []
+    modes = seen_below(root.parent, mode_of)
+    assert any(path.name.endswith("_results.json") for path in modes)
+    for path, mode in modes.items():
+        assert oct(mode) == oct(folder_mode if path.is_dir() else file_mode), path
+    assert [path for path, mode in seen_below(site.folder / "data", mode_of).items() if mode & 0o077] == []
 
 
 def test_a_folder_that_is_there_already_stays_as_it_is(launch: Launch, site: Site) -> None:
@@ -79,9 +74,9 @@ def test_results_below_the_output_root_belong_to_the_operators_group(launch: Lau
     group_id = os.getgid() if os.getuid() else 54321
     root = set_up(site, output_group=str(group_id))
     run_into(launch(), "team/run-1")
-    for path in below(root):
-        assert path.lstat().st_gid == group_id, path
-        assert mode_of(path) == (0o2750 if path.is_dir() else 0o640), path
+    for path, found in seen_below(root, Path.lstat).items():
+        assert found.st_gid == group_id, path
+        assert stat.S_IMODE(found.st_mode) == (0o2750 if path.is_dir() else 0o640), path
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from serving import CANCELLED, COMPLETED, FAILED, RUNNING, Launch, ServerHere, ServerThere, Site, fields_of, reason_of
+from used_folders import contents_below
 
 from evalrpc.executors.local.processes import processes_of_job
 from evalrpc.v1.files_pb2 import ReadLogResponse
@@ -49,7 +50,7 @@ def submit_telling(server: ServerHere | ServerThere, site: Site) -> str:
 
 
 def files_with_value(site: Site) -> set[str]:
-    return {path.name for path in (site.folder / "data").rglob("*") if path.is_file() and VALUE.encode() in path.read_bytes()}
+    return {path.name for path, content in contents_below(site.folder / "data").items() if VALUE.encode() in content}
 
 
 def test_a_run_has_the_secrets_that_its_request_names_and_no_others(server: ServerHere, site: Site) -> None:

@@ -5,6 +5,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from lasting_ports import lasting_address
 from serving import BOOKMARK, CANCELLED, DELETED, QUEUED, SNAPSHOT, UPDATED, Api, ServerHere, Site
 
 from evalrpc.client import EvalClient, resumable
@@ -79,7 +80,7 @@ def test_what_changes_between_two_jobs_comes_once_and_after_them(api: Api) -> No
 
 @pytest.mark.usefixtures("one_at_a_time")
 def test_a_listing_survives_a_restart_of_the_server(site: Site, serve: Callable[..., ServerHere]) -> None:
-    server = serve(listen="127.0.0.1:0")
+    server = serve(listen=lasting_address())
     ids = [queued(server.api) for _ in range(4)]
     with EvalClient(server.address) as client, closing(client.watch_all(JobFilter(statuses=[QUEUED]))) as events:
         seen = [next(events)]

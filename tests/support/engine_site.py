@@ -68,7 +68,7 @@ def add_engine(site: Site) -> None:
     asking = [sys.executable, str(_HERE / "asking_program.py"), "{output_dir}", "{tasks}"]
     with site.config.open("a") as config:
         config.write(f'[harnesses.asking]\nkind = "command"\ncommand = {json.dumps(asking)}\n')
-        config.write(f"[engines.stub]\ncommand = {json.dumps(ENGINE)}\nidle_seconds = 300\nstart_timeout_seconds = 20\n")
+        config.write(f"[engines.stub]\ncommand = {json.dumps(ENGINE)}\nidle_seconds = 300\nstart_timeout_seconds = 3600\n")
         config.write('args = { behave = "--behave", size = "--size" }\n')
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
+from waiting import DEADLINE_SECONDS
+
 
 @dataclass
 class Asked:
@@ -72,11 +74,11 @@ class Gate:
 
     def wait(self) -> None:
         self.arrived.release()
-        assert self.open.wait(60)
+        assert self.open.wait(DEADLINE_SECONDS)
 
     def wait_for_arrivals(self, count: int = 1) -> None:
         for _ in range(count):
-            assert self.arrived.acquire(timeout=60)
+            assert self.arrived.acquire(timeout=DEADLINE_SECONDS)
 
 
 def waits(gate: Gate) -> Behaviour:

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
+from lasting_ports import lasting_port
 from waiting import DEADLINE_SECONDS
 
 from evalrpc.errors import (
@@ -489,7 +490,7 @@ class FakeServer:
     def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.service = FakeService()
         self._credentials = credentials
-        self.port = 0
+        self.port = lasting_port()
         self.serving = True
         self._server: grpc.Server | None = None
 

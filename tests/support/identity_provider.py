@@ -11,6 +11,7 @@ from typing import Any, Self
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from waiting import DEADLINE_SECONDS
 
 from evalrpc.config import OidcSettings
 
@@ -45,7 +46,7 @@ class IdentityProvider:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 provider.asked[self.path] += 1
-                assert provider.may_answer.wait(60)
+                assert provider.may_answer.wait(DEADLINE_SECONDS)
                 body = json.dumps(provider.answer(self.path)).encode()
                 self.send_response(provider.status)
                 self.send_header("Location", f"{provider.issuer}{JWKS_PATH}")

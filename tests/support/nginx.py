@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from lasting_ports import lasting_address
 from waiting import DEADLINE_SECONDS, eventually
 
 CONFIG = """
@@ -50,7 +51,7 @@ class Nginx:
     """Passes calls on to `upstream`, HOST:PORT, by the rules of a `server`, and logs what it cuts."""
 
     def __init__(self, folder: Path, upstream: str, rules: str = GRPC_RULES) -> None:
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = lasting_address()
         self._folder = folder
         self._executable = executable()
         folder.mkdir()
@@ -83,10 +84,3 @@ class Nginx:
         with suppress(OSError), closing(socket.create_connection((host, int(port)))):
             return True
         return False
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from accounts import FIRST_UID
+from lasting_ports import lasting_address
 from processes_of_tests import shims_of_runs
 from waiting import DEADLINE_SECONDS
 
@@ -28,7 +29,7 @@ class ServerProcess:
         self.log_path = data_dir.parent / f"{name}.log"
         self._config_path.write_text(config)
         self._process: subprocess.Popen[str] | None = None
-        self._listen = "127.0.0.1:0"
+        self._listen = lasting_address()  # which a restart takes, too
 
     @property
     def address(self) -> str:
@@ -59,7 +60,6 @@ class ServerProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line.startswith("evalrpc listening on "), line
-        self._listen = line.split()[-1]  # a restart takes the same port
         return self
 
     def kill(self) -> None:

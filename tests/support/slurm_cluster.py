@@ -9,13 +9,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from lasting_ports import lasting_port
+from waiting import DEADLINE_SECONDS
 
 GPU_COUNT = 4
-DEADLINE_SECONDS = 60.0
 _OPERATOR_SECONDS = 1.0
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo")
@@ -89,8 +90,8 @@ class SlurmCluster:
             _CONF.format(
                 dir=folder,
                 host=socket.gethostname(),
-                controller_port=_free_port(),
-                node_port=_free_port(),
+                controller_port=lasting_port(),
+                node_port=lasting_port(),
                 cpu_count=os.cpu_count(),
                 gpu_count=GPU_COUNT,
             )
@@ -206,7 +207,7 @@ class SlurmCluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            timeout=60,
+            timeout=DEADLINE_SECONDS,
         ).stdout
 
 
@@ -234,9 +235,3 @@ def _is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
