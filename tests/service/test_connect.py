@@ -80,6 +80,8 @@ def test_a_query_that_is_none_is_refused(http: HttpApi) -> None:
         ("encoding=xml", "encoding"),
         ("base64=1&message=***", "base64"),
         ("compression=br", "compression"),
+        ("connect=v2", "connect: must be v1"),
+        ("message={}&message={}", "message: is named more than once"),
         ("message={", "JSON"),
         ("message=%ff", "query"),
         ("job_id=0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c", "job_id: there is no such parameter; there are: message, "),
@@ -163,7 +165,7 @@ def test_bodies_are_bounded_also_once_decompressed(serve: Serve) -> None:
         answer = http.request("POST", path_of("GetQueue"), body, headers)
         assert (answer.status, answer.json["code"]) == (413, "resource_exhausted")
     assert http.request("POST", path_of("GetQueue"), gzip.compress(b"{}"), zipped).status == 200
-    for body in (b"no gzip", gzip.compress(b"{}")[:-4]):
+    for body in (b"no gzip", gzip.compress(b"{}")[:-4], gzip.compress(b"{") + gzip.compress(b"}"), gzip.compress(b"{}") + b"x"):
         assert http.request("POST", path_of("GetQueue"), body, zipped).status == 400
     assert http.request("POST", path_of("GetQueue"), b"{}", {"content-encoding": "br"} | JSON).status == 501
 

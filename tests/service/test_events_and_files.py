@@ -86,6 +86,20 @@ def test_where_the_journal_does_not_reach_back_it_begins_anew(server: ServerHere
             assert next(events_of(answer)).data["type"] == "JOB_EVENT_TYPE_SNAPSHOT"
 
 
+def test_what_is_new_after_a_gap_in_the_journal_is_not_passed_over(server: ServerHere, http: HttpApi) -> None:
+    job = server.api.submit("hangs")
+    headers = {"last-event-id": "999999", **EVENT_SOURCE}
+    with http.opened("GET", "/v1/events?skip_snapshots=true", headers=headers) as answer:
+        assert next(events_of(answer)).data["job"]["jobId"] == job.job_id
+
+
+def test_only_a_get_is_answered(http: HttpApi) -> None:
+    for path in ("/v1/events", f"/v1/jobs/{NOWHERE}/log", f"/v1/jobs/{NOWHERE}/artifacts/x", f"/v1/jobs/{NOWHERE}/media/0"):
+        for method in ("HEAD", "POST", "DELETE", "OPTIONS"):
+            answer = http.request(method, path)
+            assert (answer.status, answer.headers["allow"]) == (405, "GET"), (method, path)
+
+
 def test_what_the_parameters_get_wrong_is_named(http: HttpApi) -> None:
     for query, field in (
         ("colour=red", "colour"),
@@ -95,6 +109,8 @@ def test_what_the_parameters_get_wrong_is_named(http: HttpApi) -> None:
         ("filter=x", "filter"),
         ("labels=x", "labels"),
         ("job_id=x", "job_id"),
+        (f"job_id={NOWHERE}&job_id={NOWHERE}", "job_id: is named more than once"),
+        ("after_revision=1&after_revision=2", "after_revision: is named more than once"),
         (f"job_id={NOWHERE}&view=JOB_VIEW_BASIC", "view"),
     ):
         answer = http.get(f"/v1/events?{query}", **EVENT_SOURCE)
@@ -225,6 +241,10 @@ def test_files_that_are_not_there_or_outside_are_refused(http: HttpApi, files: t
         ("x/log", 404),
         (f"{job_id}/log?attempt=7", 404),
         (f"{job_id}/log?colour=red", 400),
+        (f"{job_id}/log?job_id={NOWHERE}", 400),
+        (f"{job_id}/artifacts/x?name=y", 400),
+        (f"{job_id}/media/0?sample_id=0&start_index=1", 400),
+        (f"{job_id}/log?attempt=1&attempt=1", 400),
     ):
         assert http.get(f"/v1/jobs/{path}").status == status, path
 

@@ -53,8 +53,17 @@ def test_every_view_is_the_same_page_which_may_load_nothing_from_elsewhere(http:
 def test_modules_are_not_sent_again_as_long_as_they_stay(http: HttpApi) -> None:
     first = http.request("GET", "/web/app.js")
     assert first.headers["content-type"] == "text/javascript; charset=utf-8"
-    again = http.request("GET", "/web/app.js", headers={"if-none-match": first.headers["etag"]})
-    assert (again.status, again.body) == (304, b"")
+    etag = first.headers["etag"]
+    for known in (etag, f'"other", {etag}', f"W/{etag}"):  # the last one from a proxy that has compressed it
+        again = http.request("GET", "/web/app.js", headers={"if-none-match": known})
+        assert (again.status, again.body) == (304, b"")
+    assert http.request("GET", "/web/app.js", headers={"if-none-match": '"other"'}).status == 200
+
+
+def test_a_head_is_answered_as_a_get_without_its_body(http: HttpApi) -> None:
+    for path in ("/", "/web/app.js"):
+        whole, head = http.request("GET", path), http.request("HEAD", path)
+        assert (head.status, head.headers, head.body) == (200, whole.headers, b"")
 
 
 @pytest.mark.parametrize("path", ["/web/", "/web/none.js", "/web/../app.py", "/web/__init__.py", "/web/vendor/LICENSE.htm"])

@@ -31,6 +31,6 @@ def decompress(data: bytes, encoding: str, max_bytes: int) -> bytes:
             f"the request has more than {max_bytes} bytes once decompressed (setting max_request_bytes, and less for JSON)",
             metadata={"setting": "max_request_bytes", "limit": str(max_bytes)},
         )
-    if not decompressor.eof:
-        raise InvalidRequestError("the compressed body is cut off")
+    if not decompressor.eof or decompressor.unused_data:
+        raise InvalidRequestError("the compressed body is cut off, or goes on after its end: it must be one member of gzip")
     return plain

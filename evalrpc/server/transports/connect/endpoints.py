@@ -14,9 +14,9 @@ from evalrpc.server.transports.connect.compression import decompress, require_kn
 from evalrpc.server.transports.connect.envelopes import end_of_stream, enveloped, only_message
 from evalrpc.server.transports.http.application import Endpoint, Find
 from evalrpc.server.transports.http.codec import MAX_JSON_BYTES, EventJson, JsonCodec
-from evalrpc.server.transports.http.errors import error_body, error_headers
+from evalrpc.server.transports.http.errors import error_body, error_headers, refuse_method
 from evalrpc.server.transports.http.methods import HttpMethod
-from evalrpc.server.transports.http.request import INERT, HttpRequest
+from evalrpc.server.transports.http.request import INERT, NAMED_TWICE, HttpRequest
 
 _UNARY: Final = "application/"
 _STREAM: Final = "application/connect+"
@@ -24,6 +24,7 @@ _JSON: Final = "json"
 _PROTO: Final = "proto"
 _MAX_TIMEOUT_DIGITS: Final = 10
 _VERSIONS: Final = ("", "1")
+_CONNECT: Final = "v1"
 _PARAMETERS: Final = ("message", "encoding", "base64", "compression", "connect")
 """What the query of a GET may have."""
 
@@ -87,14 +88,13 @@ class UnaryEndpoint:
     async def answer(self, request: HttpRequest) -> None:
         """Make the call. Raises EvalrpcError for what was none."""
         if request.method == "GET" and self._method.only_reads:
-            parameters = dict(request.parameters)
-            _require_known(parameters)
+            parameters = _parameters_of(request)
             asked = parameters.get("encoding", _JSON)
             if asked not in (_JSON, _PROTO):
                 raise InvalidRequestError("the parameter `encoding` must be json or proto")
             await self._call(request, asked, lambda: self._read_query(parameters, asked))
         elif request.method != "POST":
-            await _refuse_method(request, "GET, POST" if self._method.only_reads else "POST")
+            await refuse_method(request, "GET, POST" if self._method.only_reads else "POST")
         elif form := _form_of(request, _UNARY):
             await self._call(request, form, lambda: self._read_body(request, form))
         else:
@@ -124,12 +124,21 @@ class UnaryEndpoint:
         return await self._codec.decode(form, message, self._method.descriptor.input_type)
 
 
-def _require_known(parameters: Mapping[str, str]) -> None:
-    """Raise InvalidRequestError for parameters that say nothing here: a field of the message is in `message`."""
-    problem = f"there is no such parameter; there are: {', '.join(_PARAMETERS)}"
-    unknown = [FieldViolation(printable(name)[:100], problem) for name in parameters if name not in _PARAMETERS]
-    if unknown:
-        raise InvalidRequestError(violations=unknown)
+def _parameters_of(request: HttpRequest) -> Mapping[str, str]:
+    """Return the parameters in the query. Raises InvalidRequestError for those that say nothing here, since a field of the
+    message is in `message`, and for those that are there twice."""
+    unknown = f"there is no such parameter; there are: {', '.join(_PARAMETERS)}"
+    found: dict[str, str] = {}
+    bad = []
+    for name, text in request.parameters:
+        if name not in _PARAMETERS or name in found:
+            bad.append(FieldViolation(printable(name)[:100], NAMED_TWICE if name in found else unknown))
+        found[name] = text
+    if found.get("connect", _CONNECT) != _CONNECT:
+        bad.append(FieldViolation("connect", f"must be {_CONNECT}"))
+    if bad:
+        raise InvalidRequestError(violations=bad)
+    return found
 
 
 class StreamEndpoint:
@@ -142,7 +151,7 @@ class StreamEndpoint:
     async def answer(self, request: HttpRequest) -> None:
         """Make the call. Whatever becomes of it, the answer is a stream, whose end says it."""
         if request.method != "POST":
-            await _refuse_method(request, "POST")
+            await refuse_method(request, "POST")
             return
         form = _form_of(request, _STREAM)
         if form is None:
@@ -206,11 +215,6 @@ def _timeout_of(request: HttpRequest) -> float | None:
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_TIMEOUT_DIGITS):
         raise InvalidRequestError("the header `Connect-Timeout-Ms` must be a number of milliseconds with at most 10 digits")
     return int(text) / 1000
-
-
-async def _refuse_method(request: HttpRequest, allowed: str) -> None:
-    error = InvalidRequestError(f"this path takes {allowed.replace(', ', ' and ')}")
-    await request.respond(405, (*error_headers(error), (b"allow", allowed.encode())), error_body(error))
 
 
 async def _refuse_type(request: HttpRequest, prefix: str) -> None:

@@ -12,9 +12,9 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2  # noqa: F401 - its types are found by name
 
-from evalrpc.errors import EvalrpcError
+from evalrpc.errors import EvalrpcError, InvalidRequestError
 from evalrpc.server.error_status import status_of
-from evalrpc.server.transports.http.request import INERT, Headers
+from evalrpc.server.transports.http.request import INERT, Headers, HttpRequest
 
 HTTP_STATUS: Final[Mapping[str, int]] = {
     "CANCELLED": 499,
@@ -59,6 +59,12 @@ def error_headers(error: EvalrpcError) -> Headers:
     if error.retry_delay_seconds is not None:
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_delay_seconds)))
     return headers
+
+
+async def refuse_method(request: HttpRequest, allowed: str) -> None:
+    """Answer that a path does not take the method of a request, and which ones it does, such as `GET, POST`."""
+    error = InvalidRequestError(f"this path takes {allowed.replace(', ', ' and ')}")
+    await request.respond(405, (*error_headers(error), (b"allow", allowed.encode())), error_body(error))
 
 
 def _connect_code(code: str) -> str:

@@ -21,6 +21,10 @@ SESSION_COOKIE: Final = "evalrpc_session"
 
 MAX_PARAMETERS: Final = 1000
 """In the query."""
+
+NAMED_TWICE: Final = "is named more than once, and takes one value"
+"""What is wrong with a parameter of which all values but one would be passed over."""
+
 _NO_CONTENT: Final = 204
 
 SAFE: Final = (

@@ -46,7 +46,7 @@ class PageFiles:
 
     def find(self, request: HttpRequest) -> Endpoint | None:
         """Return what answers a request, if it is for the page."""
-        if request.method != "GET":
+        if request.method not in ("GET", "HEAD"):
             return None
         file = self._files.get(request.path)
         if file is None and (request.path in VIEWS or _is_below_a_view(request.path)):
@@ -64,7 +64,8 @@ def _is_below_a_view(path: str) -> bool:
 
 
 async def _send(request: HttpRequest, file: _File) -> None:
-    if request.headers.get("if-none-match", "").encode() == file.etag:
+    known = request.headers.get("if-none-match", "").encode().split(b",")
+    if any(etag.strip().removeprefix(b"W/") == file.etag for etag in known):  # a proxy that compresses makes it a weak one
         await request.respond(304, file.headers)
     else:
         await request.respond(200, file.headers, file.content)

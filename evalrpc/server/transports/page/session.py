@@ -13,6 +13,7 @@ from evalrpc.errors import InvalidRequestError, UnauthenticatedError
 from evalrpc.server.auth.authenticator import Authenticate
 from evalrpc.server.call import Principal
 from evalrpc.server.sign_in import NOT_SIGNED_IN
+from evalrpc.server.transports.http.errors import refuse_method
 from evalrpc.server.transports.http.request import INERT, SESSION_COOKIE, HttpRequest
 
 PATH: Final = "/v1/session"
@@ -45,7 +46,7 @@ class SessionEndpoint:
             case "DELETE":
                 await self._answer(request, "", 0)
             case _:
-                await request.respond(405, ((b"allow", b"DELETE, GET, POST"), *INERT))
+                await refuse_method(request, "DELETE, GET, POST")
 
     async def _max_age_of(self, request: HttpRequest, token: str) -> int | None:
         """Return for how many seconds a token holds; None: until it is revoked. Raises UnauthenticatedError."""

@@ -6,7 +6,7 @@ from typing import Final
 from evalrpc.errors import EvalrpcError, LimitExceededError, OutOfRangeError, UnavailableError
 from evalrpc.jobs.lifecycle import TERMINAL
 from evalrpc.server.transports.http.codec import EventJson
-from evalrpc.server.transports.http.errors import error_body
+from evalrpc.server.transports.http.errors import error_body, refuse_method
 from evalrpc.server.transports.http.methods import HttpMethod
 from evalrpc.server.transports.http.request import INERT, HttpRequest
 from evalrpc.server.transports.plain.parameters import fill
@@ -31,6 +31,9 @@ class EventsEndpoint:
 
     async def answer(self, request: HttpRequest) -> None:
         """Send events. Raises EvalrpcError before the first."""
+        if request.method != "GET":
+            await refuse_method(request, "GET")
+            return
         parameters = request.parameters
         message = WatchJobRequest() if _JOB_ID in dict(parameters) else WatchJobsRequest()
         fill(parameters, message, *([message.filter] if isinstance(message, WatchJobsRequest) else []))
@@ -61,6 +64,8 @@ class EventsEndpoint:
             if request.is_answered or not message.after_revision:
                 raise
             message.after_revision = 0
+            if isinstance(message, WatchJobsRequest):
+                message.skip_snapshots = False  # which alone say what the client has missed
             await self._watch(request, message)
 
     async def _watch(self, request: HttpRequest, message: WatchJobRequest | WatchJobsRequest) -> None:

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from evalrpc.errors import InvalidRequestError, SamplesNotFoundError, UnavailableError
 from evalrpc.protobuf.file_names import medium_name
 from evalrpc.server.transports.http.application import Endpoint
+from evalrpc.server.transports.http.errors import refuse_method
 from evalrpc.server.transports.http.methods import HttpMethod
 from evalrpc.server.transports.http.request import INERT, HttpRequest
 from evalrpc.server.transports.plain.parameters import fill
@@ -39,8 +40,10 @@ class FilesEndpoint:
     def find(self, request: HttpRequest) -> Endpoint | None:
         """Return what answers a request, if it is for a file."""
         match = _PATH.fullmatch(request.raw_path)
-        if match is None or request.method != "GET":
+        if match is None:
             return None
+        if request.method != "GET":
+            return lambda request: refuse_method(request, "GET")
         job_id = match[1].decode()
         if match["index"] is not None:
             return lambda request: self._send_medium(request, job_id, int(match["index"]))
@@ -50,7 +53,7 @@ class FilesEndpoint:
 
     async def _send_artifact(self, request: HttpRequest, job_id: str, name: str) -> None:
         message = ReadArtifactRequest()
-        fill(request.parameters, message)
+        fill(request.parameters, message, but=("job_id", "name"))
         message.job_id, message.name = job_id, name
         wanted = _range_of(request.headers.get("range", ""))
         if wanted:
@@ -73,7 +76,7 @@ class FilesEndpoint:
 
     async def _send_medium(self, request: HttpRequest, job_id: str, index: int) -> None:
         message = ReadSampleMediaRequest()
-        fill(request.parameters, message)
+        fill(request.parameters, message, but=("job_id", "start_index", "max_media"))
         message.job_id, message.start_index, message.max_media = job_id, index, 1
 
         async def start(first: ReadSampleMediaResponse) -> int:
@@ -90,7 +93,7 @@ class FilesEndpoint:
 
     async def _send_log(self, request: HttpRequest, job_id: str) -> None:
         message = ReadLogRequest()
-        fill(request.parameters, message)
+        fill(request.parameters, message, but=("job_id",))
         message.job_id = job_id
 
         async def start(_: ReadLogResponse) -> None:

@@ -1,6 +1,6 @@
 """The parameters of a URL as the fields of a message: `attempt=2&follow=true`, and lists by naming a field several times."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final, cast
 
 from google.protobuf import json_format
@@ -9,29 +9,36 @@ from google.protobuf.message import Message
 
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.printable import printable
+from evalrpc.server.transports.http.request import NAMED_TWICE
 
 _BOOLEANS: Final = {"true": True, "false": False}
 
 
-def fill(parameters: Iterable[tuple[str, str]], *messages: Message) -> None:
-    """Set the fields that parameters name, each in the first of the messages that has it. Raises InvalidRequestError, naming
-    every bad parameter."""
+def fill(parameters: Iterable[tuple[str, str]], *messages: Message, but: Collection[str] = ()) -> None:
+    """Set the fields that parameters name, each in the first of the messages that has it, `but` those that something else says.
+    Raises InvalidRequestError, naming every bad parameter."""
     places = {
         field.name: (message, cast(FieldDescriptor, field))
         for message in reversed(messages)
         for field in message.DESCRIPTOR.fields
     }
-    simple = {name: place for name, place in places.items() if _is_simple(place[1])}
+    simple = {name: place for name, place in places.items() if _is_simple(place[1]) and name not in but}
+    found: set[str] = set()
     bad: list[FieldViolation] = []
     for name, text in parameters:
         if name not in simple:
             known = ", ".join(sorted(simple))
             bad.append(FieldViolation(printable(name)[:100], f"there is no such parameter; there are: {known}"))
             continue
+        message, field = simple[name]
+        if name in found and not field.is_repeated:
+            bad.append(FieldViolation(name, NAMED_TWICE))
+            continue
+        found.add(name)
         try:
-            _set(*simple[name], text)
+            _set(message, field, text)
         except (json_format.ParseError, ValueError, TypeError):
-            bad.append(FieldViolation(name, _problem(simple[name][1], text)))
+            bad.append(FieldViolation(name, _problem(field, text)))
     if bad:
         raise InvalidRequestError(violations=bad)
 
@@ -39,7 +46,7 @@ def fill(parameters: Iterable[tuple[str, str]], *messages: Message) -> None:
 def _set(message: Message, field: FieldDescriptor, text: str) -> None:
     """Set a field, or add to a list. Raises ParseError, ValueError, TypeError."""
     value: Any = _BOOLEANS.get(text, text) if field.type == FieldDescriptor.TYPE_BOOL else text
-    if not hasattr(getattr(message, field.name), "append"):
+    if not field.is_repeated:
         json_format.ParseDict({field.name: value}, message)
         return
     message.MergeFrom(json_format.ParseDict({field.name: [value]}, type(message)()))  # parsed into it, it would be all there is
