@@ -15,6 +15,7 @@ from browser import Tabs, needs_browser, open_browser
 from callers import add_token
 from http_calls import path_of
 from identity_provider import AUDIENCE, IdentityProvider
+from lasting_ports import lasting_address
 from nginx import Nginx
 from serving import COMPLETED, FAILED, Api, ServerHere, Site
 from waiting import eventually
@@ -154,10 +155,10 @@ def test_on_a_phone_all_of_a_job_is_in_the_list_without_scrolling_sideways(tabs:
 def test_jobs_appear_and_change_as_they_do_through_a_restart_of_the_server(
     browser: "Browser", start: Serve, site: Site
 ) -> None:
-    server = start()
-    url, port = url_of(server), url_of(server).rpartition(":")[2]
+    address = lasting_address()
+    server = start(http_listen=address)
     context = browser.new_context()
-    page = Tabs(context, url).open("/")
+    page = Tabs(context, url_of(server)).open("/")
     page.get_by_text("No jobs here").wait_for()
     job = server.api.submit("slow")
     row = page.locator("tr", has=page.locator(f'a[href="/jobs/{job.job_id}"]'))
@@ -165,7 +166,7 @@ def test_jobs_appear_and_change_as_they_do_through_a_restart_of_the_server(
     row.get_by_text("1 of 4").wait_for()
     server.stop()
     page.get_by_text("not connected").wait_for()
-    server = start(http_listen=f"127.0.0.1:{port}")
+    start(http_listen=address)
     site.release(job.job_id)
     row.get_by_text("completed").wait_for()
     page.get_by_text("not connected").wait_for(state="detached")

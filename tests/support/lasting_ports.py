@@ -3,9 +3,9 @@
 import random
 import socket
 
-_PORTS = range(10_000, 20_000)
+_PORTS = range(11_000, 20_000)
 """Below those of engines, and of those that Linux gives to connections and to whoever asks for any port: one of these would be
-given to somebody while its server is down."""
+given to somebody while its server is down. No browser refuses to open one of them, as it does with 10080."""
 _given: set[int] = set()
 
 
