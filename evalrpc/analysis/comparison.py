@@ -13,7 +13,7 @@ from typing import Final
 from evalrpc.analysis import significance, verdicts
 from evalrpc.analysis.clusters import MIN_CLUSTERS, clustered_t
 from evalrpc.analysis.job_samples import JobSamples, by_task, key_of, keys_of
-from evalrpc.analysis.matching import Matching, limit_difference, line_up, require_results, require_size
+from evalrpc.analysis.matching import Matching, has_chat_template, limit_difference, line_up, require_results, require_size
 from evalrpc.analysis.noise import Noise, noise_of
 from evalrpc.analysis.sample_fields import ClusterField
 from evalrpc.analysis.sample_values import NO_VALUES, Pairs, SampleValues, TaskSamples, clusters_of, pair
@@ -120,11 +120,16 @@ class _Tester:
             wanted = keys_of(metric for _, metrics in of_candidates for metric in metrics)
             ours = self._samples.read(self._baseline, model, task, wanted)
             for candidate, metrics in of_candidates:
-                theirs = self._samples.read(candidate, metrics[0].candidate_model, task, keys_of(metrics))
+                their_model = metrics[0].candidate_model
+                theirs = self._samples.read(candidate, their_model, task, keys_of(metrics))
                 documents = _pairs_of_any(ours, theirs)
+                words_count = not any(map(has_chat_template, (self._baseline.results[model], candidate.results[their_model])))
                 for metric in metrics:
                     self._budget.spend()
-                    _MetricTest(metric, ours, theirs, documents, self._clusters, self._alpha).run()
+                    test = _MetricTest(metric, ours, theirs, documents, self._clusters, self._alpha)
+                    test.run()
+                    if words_count and not metric.definition_differences:
+                        test.name_other_prompts()
                     if not metric.paired_sample_count and (other := limit_difference(metric, self._baseline, candidate)):
                         metric.definition_differences.append(other)
                     self._observe(metric, theirs.values.get(key_of(metric), NO_VALUES))
@@ -185,6 +190,11 @@ class _MetricTest:
         if found is not None:
             metric.difference, metric.interval_lower, metric.interval_upper, metric.p_value = found[:4]
             metric.detectable_difference = found.detectable
+
+    def name_other_prompts(self) -> None:
+        """Say of how many documents the prompts differ, which no more than the samples may tell: a task's code has changed."""
+        if other := self._documents.other_prompt_count:
+            self._metric.definition_differences.append(f"another prompt for {other} of {self._documents.count} documents")
 
     def _count_samples(self) -> None:
         """Say of how many samples the values are, where the harness does not and they are the means of samples."""

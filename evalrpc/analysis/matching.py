@@ -250,8 +250,13 @@ def _prompt_differences(ours: ModelResult, theirs: ModelResult) -> Iterator[str]
     """Yield how all tasks were asked in another way, by what lm-eval and lmms-eval say: the operator may have asked for it."""
     if _said(ours, "system_instruction_sha") != _said(theirs, "system_instruction_sha"):
         yield "another system instruction"
-    if bool(_said(ours, "chat_template_sha")) != bool(_said(theirs, "chat_template_sha")):  # another one may be the model's own
+    if has_chat_template(ours) != has_chat_template(theirs):  # another one may be the model's own
         yield "a chat template in one of the two only"
+
+
+def has_chat_template(result: ModelResult) -> bool:
+    """Return whether a model was asked in its own words: then its prompts are no other questions than another model's."""
+    return bool(_said(result, "chat_template_sha"))
 
 
 def _said(result: ModelResult, name: str) -> str:

@@ -8,6 +8,7 @@ text, counts as absent; so does NaN, which stands for a sample that was not scor
 import hashlib
 import json
 import math
+import re
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -33,6 +34,15 @@ _MAX_VALUE: Final = 1e100  # no sum of such values overflows; a larger one makes
 _TOLERANCE: Final = 1e-4
 _HASH_OF_NONE: Final = hashlib.sha256(b"null").hexdigest()
 """What lmms-eval gives every document for a hash."""
+_SAID: Final = ("doc_hash", "target_hash", "target", "prompt_hash")
+"""Where a row says something of its question."""
+_CODE_BITS: Final = 15
+_MAX_CODE: Final = 2**_CODE_BITS - 1
+_MASKS: Final = tuple(_MAX_CODE << _CODE_BITS * place for place in range(len(_SAID)))
+_DOCUMENT: Final = ~_MAX_CODE
+"""The bits of all that tells documents apart. The last of `_SAID` is how one is put into words."""
+_INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
+"""An id that is a number of 64 bits as text. Harnesses write one as either."""
 _TRUTH: Final = {
     text: is_true for word, is_true in (("True", True), ("False", False)) for text in (word, f"np.{word}_", f"tensor({word})")
 }
@@ -62,9 +72,9 @@ class SampleValues:
     ids: NDArray[np.int64]
     """Numbers that stand for the samples' ids; sorted and unique."""
     values: NDArray[np.float64]
-    documents: NDArray[np.int64]
-    """Numbers that stand for the samples' documents in this process: even ones for hashes of documents, odd ones for what is
-    expected as answer; 0 where the harness gives neither."""
+    questions: NDArray[np.int64]
+    """What the samples' rows say of their questions in this process: a code of 15 bits for each of `_SAID`, 0 where a row does
+    not say it."""
     clusters: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Numbers that stand for the samples' clusters in this process; 0 where a sample has none. Empty if none has."""
     repeats: Repeats | None = None
@@ -93,6 +103,8 @@ class Pairs:
     """Samples that only one of the jobs has a value of."""
     other_document_count: int
     """Samples that both jobs have by the same id, but of another document, and that are therefore no pairs."""
+    other_prompt_count: int
+    """Pairs whose document was put to the two models in other words."""
 
     @property
     def has_ids(self) -> bool:
@@ -139,20 +151,24 @@ def pair(baseline: SampleValues, candidate: SampleValues) -> Pairs:
         ours = theirs = slice(None)
     else:
         _, ours, theirs = np.intersect1d(baseline.ids, candidate.ids, assume_unique=True, return_indices=True)
-    same = _may_be_same(baseline.documents[ours], candidate.documents[theirs])
+    differing = _differing(baseline.questions[ours], candidate.questions[theirs])
+    same = (differing & _DOCUMENT) == 0
+    other_prompt_count = int(np.count_nonzero(differing[same]))
     other_count = int(np.count_nonzero(~same))
     if other_count:
         ours, theirs = _places(ours, same), _places(theirs, same)
     values, their_values = baseline.values[ours], candidate.values[theirs]
     unpaired_count = len(baseline.ids) + len(candidate.ids) - 2 * len(values)
-    return Pairs(values, their_values, ours, theirs, unpaired_count, other_count)
+    return Pairs(values, their_values, ours, theirs, unpaired_count, other_count, other_prompt_count)
 
 
-def _may_be_same(documents: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return where two documents are the same, or nothing that both have a number of says that they differ."""
-    is_comparable = (documents != 0) & (others != 0) & ((documents ^ others) & 1 == 0)
-    same: NDArray[np.bool_] = (documents == others) | ~is_comparable
-    return same
+def _differing(questions: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return of questions in twos the bits of what both say and say otherwise."""
+    differing = np.zeros_like(questions)
+    for mask in _MASKS:
+        ours, theirs = questions & mask, others & mask
+        differing |= np.where((ours != theirs) & (ours != 0) & (theirs != 0), mask, 0)
+    return differing
 
 
 def _places(places: NDArray[np.int64] | slice, taken: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -218,7 +234,7 @@ def read_samples(
         has_clusters = has_clusters or cluster != 0
         offered = offered or tuple(islice(offered_fields(row), MAX_OFFERED))
         begin = position() if position is not None else -1
-        values_left -= of_rows.take(_Sample(sample_id, _document(row), cluster, begin), row)
+        values_left -= of_rows.take(_Sample(sample_id, _question(row), cluster, begin), row)
         if values_left <= 0:
             break
     return TaskSamples({column.key: column.averaged() for column in columns}, answers.counts(), has_clusters, offered)
@@ -226,7 +242,7 @@ def read_samples(
 
 class _Sample(NamedTuple):
     id: int
-    document: int
+    question: int
     cluster: int
     position: int
 
@@ -240,7 +256,7 @@ class _Column:
         """The names under which a row may have its value."""
         self._ids = array("q")
         self._values = array("d")
-        self._documents = array("q")
+        self._questions = array("q")
         self._clusters = array("q")  # empty until the first row with one
         self._positions = array("q")  # empty unless they are wanted
 
@@ -253,27 +269,28 @@ class _Column:
         if sample.position >= 0:
             self._positions.append(sample.position)
         self._ids.append(sample.id)
-        self._documents.append(sample.document)
+        self._questions.append(sample.question)
         self._values.append(value if abs(value) <= _MAX_VALUE else math.nan)
 
     def averaged(self) -> SampleValues:
         """Return one value for each sample."""
-        ids, values, documents, clusters, positions = (
+        ids, values, questions, clusters, positions = (
             np.frombuffer(column, column.typecode)
-            for column in (self._ids, self._values, self._documents, self._clusters, self._positions)
+            for column in (self._ids, self._values, self._questions, self._clusters, self._positions)
         )
         if np.all(ids[1:] > ids[:-1]):
-            return SampleValues(ids, values, _told_apart(documents), clusters, None, positions)
+            return SampleValues(ids, values, _told_apart(questions), clusters, None, positions)
         unique, first, rows, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
         means = np.bincount(rows, weights=values) / counts
         repeats = _repeats(values - means[rows], rows, counts) if len(unique) < len(ids) else None
         clusters, positions = (column[first] if len(column) else column for column in (clusters, positions))
-        return SampleValues(unique, means, _told_apart(documents[first]), clusters, repeats, positions)
+        return SampleValues(unique, means, _told_apart(questions[first]), clusters, repeats, positions)
 
 
-def _told_apart(documents: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the numbers of documents, but zeros if all are the same: lmms-eval gives all documents one hash."""
-    return np.zeros_like(documents) if len(documents) > 1 and np.all(documents == documents[0]) else documents
+def _told_apart(questions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what is said of questions, without what is said of all alike: lmms-eval gives all documents one hash."""
+    alike = (mask for mask in _MASKS if len(questions) > 1 and np.all(questions & mask == questions[0] & mask))
+    return questions & ~sum(alike)
 
 
 def _repeats(deviations: NDArray[np.float64], rows: NDArray[np.int64], counts: NDArray[np.int64]) -> Repeats:
@@ -370,19 +387,26 @@ def _value(cell: object) -> float | None:
 
 
 def _id(row: Mapping[str, object]) -> int | None:
-    """Return a 64-bit integer for the id of a row: the id itself if it is one, else a digest; None for a row without an id."""
+    """Return a 64-bit integer for the id of a row: the id itself if it is one, also as text, else a digest; None for a row
+    without an id."""
     found = id_in(row)
+    if isinstance(found, str) and _INTEGER.fullmatch(found):
+        return int(found)
     if isinstance(found, int) and -(2**63) <= found < 2**63:
         return int(found)
     return None if found is None else _digest(json.dumps(found))
 
 
-def _document(row: Mapping[str, object]) -> int:
-    """Return a number for the document of a row: by its hash, or else by the answer that is expected."""
-    doc_hash, target = row.get("doc_hash"), row.get("target")
-    if isinstance(doc_hash, str) and doc_hash and doc_hash != _HASH_OF_NONE:
-        return (hash(doc_hash) & ~1) or 2
-    return hash(json.dumps(target)) | 1 if isinstance(target, str | int | float | list) and target != "" else 0
+def _question(row: Mapping[str, object]) -> int:
+    """Return all that a row says of its question, as codes of 15 bits."""
+    question = 0
+    for name in _SAID:
+        said = row.get(name)
+        is_said = isinstance(said, str | int | float | list) and said not in ("", _HASH_OF_NONE)
+        question = (
+            question << _CODE_BITS | (hash(said if isinstance(said, str) else json.dumps(said)) % _MAX_CODE + 1) * is_said
+        )
+    return question
 
 
 def _digest(text: str) -> int:

@@ -23,8 +23,9 @@ _NEEDS_DIRECTION: Final = "and differs, but nobody says which direction is bette
 def failures(response: CompareJobsResponse, gate: str, *, allow_missing: bool) -> Iterator[str]:
     """Yield a line for each metric that does not pass, and one if there is no metric at all. None: the gate passed.
 
-    A value that is missing or not finite fails every gate, since nothing is known then, unless `allow_missing` leaves it out.
-    Too many bad answers always do, and so does a significant difference of which nobody says whether it is a loss.
+    A value that is missing, not finite or of no sample fails every gate, since nothing is known then, unless `allow_missing`
+    leaves it out. Too many bad answers always do, and so does a significant difference of which nobody says whether it is a
+    loss.
     """
     alpha = 1 - response.confidence_level
     several = len(response.candidates) > 1
@@ -69,7 +70,7 @@ def needs_direction(metric: MetricComparison, alpha: float) -> bool:
 
 
 def missing_value(metric: MetricComparison) -> str:
-    """Say which of the two values is missing or not finite; empty if both are numbers."""
+    """Say which of the two values is missing, not finite or of no sample; empty if both are numbers."""
     candidate = metric.candidate_value if metric.HasField("candidate_value") else None
     baseline = metric.baseline_value if metric.HasField("baseline_value") else None
     for side, value in (("candidate", candidate), ("baseline", baseline)):
@@ -77,6 +78,10 @@ def missing_value(metric: MetricComparison) -> str:
             return f"the {side} has no value"
         if not math.isfinite(value):
             return f"the {side}'s value is {value}"
+    if metric.HasField("candidate_sample_count") and not metric.candidate_sample_count:
+        return "the candidate's value is of no sample"
+    if metric.HasField("baseline_sample_count") and not metric.baseline_sample_count:
+        return "the baseline's value is of no sample"
     return ""
 
 

@@ -1,6 +1,6 @@
 """Answers that a run has not got from its model. Some harnesses go on without them, score what they have, and exit with 0."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from evalrpc.errors import RunFailedError
@@ -54,6 +54,18 @@ def require_answers(found: Mapping[str, BadAnswers], request: EvaluateRequest) -
         too_many = (of for of, answers in bad.items() if answers.count > bound * answers.total)
         _require(bad, too_many, "TOO_MANY_BAD_ANSWERS")
     return [answers.describe(of) for of, answers in bad.items()]
+
+
+def unscored(results: Iterable[ModelResult]) -> Iterator[str]:
+    """Yield a warning if some values are of no sample: harnesses write them all the same, as NaN or 0."""
+    of_none = {
+        f"{metric.task}/{metric.metric},{metric.filter}"
+        for result in results
+        for metric in result.metrics
+        if metric.HasField("sample_count") and not metric.sample_count
+    }
+    if of_none:
+        yield shorten(f"values of no sample, which say nothing: {', '.join(sorted(of_none))}")
 
 
 def warn(results: Mapping[str, ModelResult], warnings: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from evalrpc.config import HarnessSettings
 from evalrpc.config.engines import APIS
 from evalrpc.errors import ConfigurationError, FieldViolation
-from evalrpc.harnesses.bad_answers import warn
+from evalrpc.harnesses.bad_answers import unscored, warn
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
 from evalrpc.harnesses.code_arguments import code_arguments
 from evalrpc.harnesses.failures import check_exit, failed, find_failure
@@ -141,6 +141,7 @@ class CommandHarness:
             reason = find_failure(log_tail) or _nothing_read(run.output_dir)
             raise failed(reason, "RESULTS_MISSING")
         warn(results, ignored_settings(results.values(), run.request))
+        warn(results, unscored(results.values()))
         warn(results, AnswersOfRun(run.output_dir, suspicious=EMPTY_OR_ERROR).warnings(results, run.request))
         return results
 

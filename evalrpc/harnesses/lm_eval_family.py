@@ -7,7 +7,7 @@ from typing import Any, Final
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses.arguments import number_text, plain_arguments
-from evalrpc.harnesses.bad_answers import warn
+from evalrpc.harnesses.bad_answers import unscored, warn
 from evalrpc.harnesses.base import Command, Exit, Preload, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.ignored_settings import ignored_settings
@@ -147,6 +147,7 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
     answers = AnswersOfRun(run.output_dir, reason_in_log(log_tail))
     warn(results, ignored_settings(results.values(), run.request))
     warn(results, _ignored_gen_kwargs(results, run))
+    warn(results, unscored(results.values()))
     warn(results, answers.warnings(results, run.request))
     warn(results, _said_in_log(_plain(log_tail)))
     return results

@@ -30,8 +30,8 @@ def bounded_struct(entries: Iterable[tuple[str, object]], max_bytes: int, max_en
 
 
 def sample_struct(values: Mapping[str, object]) -> Struct:
-    """Return a JSON object as a Struct. Numbers become doubles; non-finite ones, and values nested deeper than
-    MAX_SAMPLE_DEPTH, become text."""
+    """Return a JSON object as a Struct. Numbers become doubles; integers that these would round, non-finite numbers, and values
+    nested deeper than MAX_SAMPLE_DEPTH, become text."""
     struct = Struct()
     struct.update({wire_text(name): _plain(value, MAX_SAMPLE_DEPTH - 1, _json) for name, value in values.items()})
     return struct
@@ -98,5 +98,7 @@ def _number(number: float) -> float | str:
     try:
         value = float(number)
     except OverflowError:
+        return str(number)
+    if value != number and isinstance(number, int):
         return str(number)
     return value if math.isfinite(value) else json.dumps(value)

@@ -437,10 +437,10 @@ class MetricComparison(_message.Message):
 
     If both jobs have exactly one model, the two are compared whatever their names, since checkpoints of one training run have
     different names; otherwise models are matched by name. Samples are paired by `doc_id`, or else `id`, unless both have a
-    `doc_hash` and these differ; values with the same id, such as those of several epochs, are averaged first, so that repeats of
-    a sample never count as independent. Samples are used if they are numbers or booleans whose mean equals the metric's value to
-    four digits in both jobs. Otherwise (a perplexity, a corpus-level F1, a group of tasks, no samples logged) the standard errors
-    are used.
+    `doc_hash`, `target_hash` or `target` and these differ; values with the same id, such as those of several epochs, are averaged
+    first, so that repeats of a sample never count as independent. Samples are used if they are numbers or booleans whose mean
+    equals the metric's value to four digits in both jobs. Otherwise (a perplexity, a corpus-level F1, a group of tasks, no samples
+    logged) the standard errors are used.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -567,11 +567,12 @@ class MetricComparison(_message.Message):
     """Which part is larger, and so what more of would help. UNSPECIFIED without repeats."""
     @_builtins.property
     def definition_differences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """In what the two jobs answered different questions, for humans: the task's version, the number of examples shown, or asked
-        for where a harness does not say how many were shown, the task's configuration, its documents, the names of `task_args`
-        that differ, and of `gen_kwargs` unless the configuration is known to be the same, another system instruction or judge;
-        without a paired test, which takes only documents of both, the `limit`; for a group, what differs in it, such as
-        `mmlu_law: num_fewshot 5 and 0`. Empty if nothing is known to differ.
+        """In what the two jobs answered different questions, for humans: the task's version, the number of examples shown, or asked for
+        where a harness does not say how many were shown, the task's configuration, its documents, the names of `task_args` that
+        differ, and of `gen_kwargs` unless the configuration is known to be the same, another system instruction or judge; without a
+        paired test, which takes only documents of both, the `limit`; where nothing else differs and neither model was asked by a
+        chat template, the prompts of the same documents, by their `prompt_hash`; for a group, what differs in it, such as `mmlu_law:
+        num_fewshot 5 and 0`. Empty if nothing is known to differ.
         """
 
     @_builtins.property

@@ -133,7 +133,9 @@ class ListSamplesResponse(_message.Message):
     """The token of the next page. Empty: this was the last."""
     @_builtins.property
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
-        """Rows as the harness wrote them. Non-finite numbers, and values nested more than 16 levels deep, are text."""
+        """Rows as the harness wrote them. Non-finite numbers, whole ones that a double would round, and values nested more than 16
+        levels deep, are text.
+        """
 
     @_builtins.property
     def truncated_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

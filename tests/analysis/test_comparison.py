@@ -167,6 +167,27 @@ def test_how_a_harness_asked_every_task_is_named_whoever_wanted_it(
     assert list(metric.definition_differences) == expected
 
 
+@pytest.mark.parametrize(
+    ("shots", "template", "expected"),
+    [(5, None, ["another prompt for 20 of 20 documents"]), (5, "a", []), (0, None, ["num_fewshot 5 and 0"])],
+    ids=["nothing else tells", "each model has its own words", "told already"],
+)
+def test_other_prompts_are_named_where_nothing_else_tells_why(
+    tmp_path: Path, shots: int, template: str | None, expected: list[str]
+) -> None:
+    jobs = [
+        defined_job(tmp_path / name, "1.0", asked, "Q:", "x", more={"chat_template_sha": template})
+        for name, asked in (("a", 5), ("b", shots))
+    ]
+    for name in "ab":
+        samples = tmp_path / name / "m" / "20260101_000000_samples_t.jsonl"
+        rows = (json.loads(line) for line in samples.read_text().splitlines())
+        samples.write_text("".join(json.dumps({**row, "prompt_hash": f"{name}{row['doc_id']}"}) + "\n" for row in rows))
+    ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(), jobs).candidates)
+    assert list(metric.definition_differences) == expected
+    assert metric.paired_sample_count == 20
+
+
 def test_gen_kwargs_are_not_named_where_the_configuration_says_that_they_did_not_count(tmp_path: Path) -> None:
     jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x") for name in "ab"]
     jobs[1].request.gen_kwargs["temperature"] = 1

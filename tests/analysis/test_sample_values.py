@@ -275,10 +275,39 @@ def test_without_a_hash_documents_are_told_apart_by_the_answer_that_is_expected(
     assert (pairs.count, pairs.other_document_count) == (3, 2)
 
 
-def test_a_hash_and_an_expected_answer_tell_nothing_together(tmp_path: Path) -> None:
-    ours = expecting(tmp_path / "a", *({"target": text, "doc_hash": f"of {text}"} for text in "xyz"))
-    theirs = expecting(tmp_path / "b", *({"target": text} for text in "zyx"))
-    assert pair(ours, theirs).count == 3
+def asking(**other: str) -> list[dict[str, Any]]:
+    """Rows as lm-eval's, of which the last says something else or, with an empty text, does not say it."""
+    rows = [{name: f"{name} {n}" for name in ("doc_hash", "target_hash", "target", "prompt_hash")} for n in range(3)]
+    return [*rows[:2], {name: text for name, text in {**rows[2], **other}.items() if text}]
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({}, (3, 0, 0)),
+        ({"doc_hash": "other"}, (2, 1, 0)),
+        ({"target_hash": "other"}, (2, 1, 0)),
+        ({"target": "other"}, (2, 1, 0)),
+        ({"prompt_hash": "other"}, (3, 0, 1)),
+        ({"doc_hash": "other", "prompt_hash": "other"}, (2, 1, 0)),
+        ({"doc_hash": ""}, (3, 0, 0)),
+        ({"target_hash": "", "prompt_hash": ""}, (3, 0, 0)),
+        ({"target_hash": "", "doc_hash": "other"}, (2, 1, 0)),
+        ({"doc_hash": "", "target": "other"}, (2, 1, 0)),
+    ],
+)
+def test_a_pair_is_of_one_question_by_all_that_both_say_of_it(
+    other: dict[str, str], expected: tuple[int, int, int], tmp_path: Path
+) -> None:
+    pairs = pair(expecting(tmp_path / "a", *asking()), expecting(tmp_path / "b", *asking(**other)))
+    assert (pairs.count, pairs.other_document_count, pairs.other_prompt_count) == expected
+
+
+def test_an_id_is_the_same_as_text(tmp_path: Path) -> None:
+    ids = [7, -7, 0, 10**17]
+    ours = expecting(tmp_path / "a", *({"doc_id": number} for number in ids))
+    theirs = expecting(tmp_path / "b", *({"doc_id": text} for text in (*map(str, ids), "07", "+7", "7.0", "-0", "\u0667")))
+    assert (pair(ours, theirs).count, len(theirs.ids)) == (4, 9)
 
 
 def test_a_hash_that_all_documents_share_says_nothing(tmp_path: Path) -> None:

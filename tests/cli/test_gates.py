@@ -82,6 +82,16 @@ def test_a_value_that_is_missing_or_no_number_fails_every_gate_unless_it_is_allo
 
 
 @pytest.mark.parametrize("gate", gates.GATES)
+@pytest.mark.parametrize("counts", [(0, 10), (10, 0), (0, 0), (None, 0)])
+def test_a_value_of_no_sample_is_none(gate: str, counts: tuple[int | None, int | None]) -> None:
+    of_none = metric(SAME, 0.5, 0.5)
+    of_none.MergeFrom(MetricComparison(baseline_sample_count=counts[0], candidate_sample_count=counts[1]))
+
+    assert not passes(gate, metric(BETTER), of_none)
+    assert passes(gate, metric(BETTER), of_none, allow_missing=True)
+
+
+@pytest.mark.parametrize("gate", gates.GATES)
 @pytest.mark.parametrize("allow_missing", [True, False])
 def test_nothing_to_compare_fails_every_gate(gate: str, allow_missing: bool) -> None:
     assert not passes(gate, allow_missing=allow_missing)

@@ -493,6 +493,13 @@ def test_the_latest_log_of_a_task_counts(tmp_path: Path) -> None:
     assert [metric.value for metric in result.metrics] == [2]
 
 
+def test_results_of_another_model_are_not_left_out_without_a_word(tmp_path: Path) -> None:
+    for stamp, model in (("2026-02-14T10-30-44", "acme/a"), ("2026-02-14T10-30-45", "acme/b")):
+        log_file(tmp_path, stamp, {"eval": {"task": "tiny", "model": model}, "results": {"scores": [scored(accuracy=1)]}})
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert list(result.warnings) == ["a job has the results of one model, here acme/b, and not of acme/a"]
+
+
 def test_progress_of_a_real_run_rises_to_all_of_its_samples() -> None:
     changes = follow(harness(), log_of(CASES / "ok_json"))
     assert [(change.phase, change.done, change.total) for change in changes] == [
@@ -696,6 +703,23 @@ def test_a_sample_that_was_not_scored_is_not_counted(tmp_path: Path) -> None:
         *[{}, {}, {"accuracy,s": 1.0}],
         *[{"accuracy,s": 0}] * 3,
     ]
+
+
+def test_that_no_sample_was_scored_is_a_warning(tmp_path: Path) -> None:
+    scores = [
+        {
+            **scored(mean=number, stderr=number),
+            "name": name,
+            "scorer": name,
+            "scored_samples": count,
+            "unscored_samples": 3 - count,
+        }
+        for name, number, count in (("a", math.nan, 0), ("b", 0.5, 3), ("c", 0.0, 0))
+    ]
+    results = {"total_samples": 3, "completed_samples": 3, "scores": scores}
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": results, "samples": samples_of({}, {}, {})})
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert list(result.warnings) == ["values of no sample, which say nothing: tiny/mean,a, tiny/mean,c"]
 
 
 def test_a_sample_that_is_repeated_counts_once(tmp_path: Path) -> None:

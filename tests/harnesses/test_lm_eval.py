@@ -262,6 +262,16 @@ def test_gen_kwargs_that_no_task_takes_notice_of_are_warned_of() -> None:
         assert list(result.warnings) == warnings
 
 
+def test_values_of_no_document_are_warned_of(tmp_path: Path) -> None:
+    document = {
+        "results": {"a": {"acc,none": float("nan")}, "b": {"acc,none": 0.0}, "c": {"acc,none": 0.0}, "d": {"acc,none": 0.0}},
+        "n-samples": {"a": {"original": 5, "effective": 0}, "b": {"original": 5, "effective": "0"}, "c": {"effective": 5}},
+    }
+    (tmp_path / "results_2026-02-14T10-30-45.json").write_text(json.dumps(document))
+    (result,) = harness().read_results(run_of(request_of(tasks=["a", "b", "c"]), tmp_path), Exit(code=0), []).values()
+    assert list(result.warnings) == ["values of no sample, which say nothing: a/acc,none, b/acc,none"]
+
+
 @pytest.mark.parametrize("case", ["ok_dummy_random_name", "ok_hf_local_path", "ok_local_completions"])
 def test_the_bars_of_all_kinds_of_requests_add_up(case: str) -> None:
     changes = follow(harness(), log_of(CASES / case))

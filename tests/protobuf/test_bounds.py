@@ -86,6 +86,17 @@ def test_every_sample_can_be_sent_and_written_as_json(values: dict[str, object])
     assert json_format.MessageToJson(row)
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((2**53, 2**53), (2**53 + 1, "9007199254740993"), (-(2**53) - 1, "-9007199254740993"), (10**20, 1e20)),
+        *((10**400, "1" + "0" * 400), (0.1, 0.1), (float("-inf"), "-Infinity"), (True, True)),
+    ],
+)
+def test_no_number_of_a_sample_is_another_one(value: float, expected: float | str) -> None:
+    assert sample_struct({"x": value})["x"] == expected
+
+
 @pytest.mark.parametrize("depth", [1, MAX_SAMPLE_DEPTH - 1, MAX_SAMPLE_DEPTH, 900])
 def test_what_is_nested_too_deep_in_a_sample_becomes_text(depth: int) -> None:
     value: object = 1

@@ -15,7 +15,7 @@ from evalrpc.config.engines import CHAT
 from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses import arguments
 from evalrpc.harnesses.arguments import plain_arguments
-from evalrpc.harnesses.bad_answers import require_answers
+from evalrpc.harnesses.bad_answers import require_answers, unscored
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, SampleRow, ServedEndpoint, ServedNeeds
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.ignored_settings import ignored_settings
@@ -208,7 +208,7 @@ class InspectHarness:
         warnings = require_answers(bad, run.request)
         result = result_of_logs(good)
         ignored = (*ignored_settings([result], run.request), *task_arguments.ignored(run.request, good))
-        result.warnings.extend([*ignored, *warnings])
+        result.warnings.extend([*ignored, *warnings, *unscored([result]), *_left_out(logs, good)])
         return {run.request.model: result}
 
     def read_finished(self, run: Run, name: str) -> Mapping[str, ModelResult]:
@@ -328,6 +328,16 @@ def _good_logs(logs: Sequence[Log], tasks: Iterable[str]) -> dict[str, Log]:
     """Return the latest log of each of these tasks, if its status is success."""
     latest = _latest(logs)
     return {task: latest[task] for task in tasks if task in latest and latest[task].status == SUCCESS}
+
+
+def _left_out(logs: Iterable[Log], taken: Mapping[str, Log]) -> Iterator[str]:
+    """Yield a warning if tasks have logs of models whose results are not taken: the operator may have named several."""
+    models = {str(log.spec.get("model")) for log in taken.values()}
+    others = {model for log in logs if (model := str(log.spec.get("model"))) not in models and not log.names.isdisjoint(taken)}
+    if others:
+        yield shorten(
+            f"a job has the results of one model, here {', '.join(sorted(models))}, and not of {', '.join(sorted(others))}"
+        )
 
 
 def _require_something(logs: Mapping[str, Log], request: EvaluateRequest) -> None:
