@@ -58,6 +58,16 @@ def ids(found: list[Any]) -> list[int]:
     return [int(sample["doc_id"]) for page in found for sample in page.samples]
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let reading take as long as it does on a busy machine."""
+    for module, limits in ((samples, "PROCESS_LIMITS"), (comparer, "READ_LIMITS")):
+        monkeypatch.setattr(module, limits, getattr(module, limits)._replace(max_seconds=3600.0))
+    for module, use in ((samples, "PROCESS_USE"), (comparer, "PROCESS_USE"), (comparer, "QUICK_USE")):
+        monkeypatch.setattr(module, use, getattr(module, use)._replace(processor_seconds=3600))
+    monkeypatch.setattr(comparer, "QUICK_SECONDS", 3600.0)
+
+
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Set the limits of a process that reads a page."""
