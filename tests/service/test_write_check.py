@@ -34,20 +34,26 @@ def check(server: ServerHere) -> int:
     return HealthStub(server.api.channel).Check(health_pb2.HealthCheckRequest()).status
 
 
-def fill(path: Path) -> None:
-    with path.open("ab", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+@pytest.fixture
+def fill(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Fill a disk with a file, while no probe takes up room that it would give back."""
+    probing, write_probe = threading.Lock(), write_check._write_probe
 
+    def probe(path: Path) -> None:
+        with probing:
+            write_probe(path)
 
-def is_full(server: ServerHere, disk: Path) -> bool:
-    """Fill a disk, again where something was freed meanwhile, and return whether the server has noticed."""
-    fill(disk / "filling")
-    return check(server) == NOT_SERVING
+    def fill(path: Path) -> None:
+        with probing, path.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    monkeypatch.setattr(write_check, "_write_probe", probe)
+    return fill
 
 
 def test_while_the_disk_is_full_and_no_longer(
-    serve: Callable[..., ServerHere], site: Site, caplog: pytest.LogCaptureFixture
+    serve: Callable[..., ServerHere], site: Site, fill: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     with small_disk(site.folder / "data", "16m") as disk:
         server = serve()
@@ -55,7 +61,7 @@ def test_while_the_disk_is_full_and_no_longer(
         assert next(changes) == SERVING
         done = server.api.run("good")
         for _ in range(2):
-            eventually(lambda: is_full(server, disk))
+            fill(disk / "filling")
             assert next(changes) == NOT_SERVING
             assert server.api.get(done.job_id).status == COMPLETED, "what can be answered is"
             (disk / "filling").unlink()
@@ -68,7 +74,7 @@ def test_while_the_disk_is_full_and_no_longer(
 
 
 def test_while_the_disk_that_runs_have_for_themselves_is_full(
-    serve: Callable[..., ServerHere], site: Site, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., ServerHere], site: Site, fill: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_RETRY_SECONDS", 0.02)
     (site.folder / "data").mkdir(mode=0o700)
