@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from callers import add_token, revoke_token
+from callers import add_token, revoke_token, spoil_tokens
 from certificates import Authority
 from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -226,8 +226,7 @@ def test_a_store_that_can_not_be_read_makes_calls_unavailable_until_it_can(
         watch = api.WatchJobs()
         next(watch)
         good = path.read_bytes()
-        path.unlink()
-        path.write_bytes(b"no database" * 1000)
+        spoil_tokens(data_dir)
         for call in (lambda: watch, api.GetQueue):
             error = error_of(call)
             assert error.code() is grpc.StatusCode.UNAVAILABLE

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evalrpc.server.auth.token_format import new_token
-from evalrpc.server.auth.token_store import StoredToken, TokenStore
+from evalrpc.server.auth.token_store import FILE_NAME, StoredToken, TokenStore
 
 
 class Caller:
@@ -42,3 +42,11 @@ def add_token(data_dir: Path, owner: str = "alice", role: str = "submitter", exp
 
 def revoke_token(data_dir: Path, token: str) -> None:
     assert TokenStore(data_dir).revoke(token.split("_")[1], now_ns=2)
+
+
+def spoil_tokens(data_dir: Path) -> None:
+    """Put what is no database in the place of the tokens, at once: a server that looks meanwhile would find that there are
+    none."""
+    damaged = data_dir / "damaged"
+    damaged.write_bytes(b"this is no database" * 1000)
+    damaged.replace(data_dir / FILE_NAME)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from callers import Caller, add_token, revoke_token
+from callers import Caller, add_token, revoke_token, spoil_tokens
 from clocks import ManualClock
 from door import Door, Within
 from identity_provider import IdentityProvider
@@ -217,11 +217,6 @@ def test_a_cancelled_stream_is_cancelled() -> None:
     asyncio.run(check())
 
 
-def spoil(path: Path) -> None:
-    path.unlink()
-    path.write_bytes(b"this is no database" * 1000)
-
-
 def test_with_a_corrupt_store_calls_are_unavailable_and_streams_end_and_the_log_says_it_once(
     within: Within, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -230,7 +225,7 @@ def test_with_a_corrupt_store_calls_are_unavailable_and_streams_end_and_the_log_
 
     async def use(door: Door) -> None:
         async with open_stream(await door.enter(token)) as stream:
-            spoil(tmp_path / FILE_NAME)
+            spoil_tokens(tmp_path)
             with pytest.raises(SignInUnavailableError):
                 await stream
         for presented in (token, "evr_x", "x"):
