@@ -16,6 +16,7 @@ from serving import NOWHERE, RUNNING, ServerHere, Site
 from evalrpc.config import load_settings
 from evalrpc.config.listeners import http_listeners_of
 from evalrpc.errors import ConfigurationError
+from evalrpc.server.transports.lmms_eval.requests import submission_of
 
 Serve = Callable[..., ServerHere]
 PYTHON = os.environ.get("EVALRPC_TEST_LMMS_PYTHON", "")
@@ -186,6 +187,23 @@ def test_every_wrong_field_is_in_the_detail(body: Any, kind: str, loc: list[str]
     answer = post(shared, "/evaluate", body)
     assert answer.status == 422
     assert [(each["type"], each["loc"]) for each in answer.json["detail"]] == [(kind, loc)]
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "meant"),
+    [
+        *(("limit", text, 8.0) for text in ("8", " 8 ", "8.0")),
+        ("limit", "0", None),
+        *(("log_samples", value, False) for value in (0, 0.0, "0", "false", "False", "no", "off")),
+        *(("predict_only", value, True) for value in (1, 1.0, "1", "true", "TRUE", "yes", "on")),
+        *(("batch_size", value, "8") for value in (8, 8.0, "8")),
+        ("batch_size", True, "1"),
+        ("num_gpus", "+2", 2),
+    ],
+)
+def test_what_means_a_number_or_a_boolean_there_means_it_here(field: str, given: Any, meant: Any) -> None:
+    request = submission_of(json.dumps({"model": "m", "tasks": ["t"], field: given}).encode(), "toy", 8).request
+    assert {descriptor.name: value for descriptor, value in request.ListFields()}.get(field) == meant
 
 
 @pytest.fixture(scope="module")

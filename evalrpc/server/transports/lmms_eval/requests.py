@@ -20,7 +20,12 @@ CHECKPOINT_TYPES: Final[Mapping[str, str]] = {"regular": "merge-fsdp2", "ema": "
 """The preparation for each type of checkpoint, which the operator has to have defined under this name."""
 
 _DICT: Final = "model_attributes_type", "Input should be a valid dictionary or object to extract fields from"
-_DIGITS: Final = re.compile(r"\s*-?[0-9]{1,9}\s*")
+_DIGITS: Final = re.compile(r"\s*[+-]?[0-9]{1,9}\s*")
+_BOOLEANS: Final[Mapping[Any, bool]] = {
+    **dict.fromkeys((True, "true", "t", "yes", "y", "on", "1"), True),
+    **dict.fromkeys((False, "false", "f", "no", "n", "off", "0"), False),
+}
+"""What is taken for a boolean. True is also 1, and False 0."""
 _MAX_INTEGER: Final = 2**31
 _MAX_NUMBER: Final = 1e300
 _MAX_SHOWN_BYTES: Final = 64 * 1024
@@ -38,9 +43,10 @@ class UnprocessableError(Exception):
 class _Field(NamedTuple):
     """A field of a body."""
 
-    is_valid: Callable[[Any], bool]
+    read: Callable[[Any], Any]
+    """Returns a value as a message takes it. Raises ValueError for one that is none."""
     error: tuple[str, str]
-    """The type and the text of the error for a value that is not."""
+    """The type and the text of the error for a value that is none."""
     required: bool = False
 
 
@@ -52,23 +58,52 @@ class Merge(NamedTuple):
     preparation: str
 
 
-def _is_integer(value: Any) -> bool:
-    """Return whether it is a whole number that a field of ours can hold, or the text of one."""
-    if isinstance(value, str):
-        return _DIGITS.fullmatch(value) is not None
-    return isinstance(value, int | float) and abs(value) < _MAX_INTEGER and value == int(value)
+def _integer(value: Any) -> int:
+    """Read a whole number that a field of ours can hold, or the text of one. Raises ValueError."""
+    is_whole = _DIGITS.fullmatch(value) if isinstance(value, str) else _finite(value) % 1 == 0 and abs(value) < _MAX_INTEGER
+    return int(_require(is_whole, value))
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value == wire_text(value)  # JSON may have halves of surrogate pairs, which are no text
+def _finite(value: Any) -> float:
+    """Read a number, or the text of one. Raises ValueError."""
+    number = float(value) if isinstance(value, str) else value
+    return _require(isinstance(number, int | float) and abs(number) < _MAX_NUMBER, number)  # type: ignore[no-any-return]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < _MAX_NUMBER
+def _batch_size(value: Any) -> str:
+    """Read a number, or text such as `auto`; no number, and 0, mean none. Raises ValueError."""
+    size = _text(value) if isinstance(value, str) else str(_integer(value))
+    return "" if size == "0" else size
 
 
-def _is_boolean(value: Any) -> bool:
-    return isinstance(value, bool)
+def _text(value: Any) -> str:
+    """Read a text. JSON may have halves of surrogate pairs, which are no text. Raises ValueError."""
+    return _require(isinstance(value, str) and value == wire_text(value), value)  # type: ignore[no-any-return]
+
+
+def _texts(value: Any) -> list[str]:
+    return [_text(item) for item in _require(isinstance(value, list), value)]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return _require(isinstance(value, dict), value)  # type: ignore[no-any-return]
+
+
+def _boolean(value: Any) -> bool:
+    """Read a boolean, or a number or text that means one. Raises ValueError."""
+    given = value.lower() if isinstance(value, str) else value
+    return _BOOLEANS[_require(isinstance(given, str | int | float) and given in _BOOLEANS, given)]
+
+
+def _checkpoint_type(value: Any) -> str:
+    return _require(isinstance(value, str) and value in CHECKPOINT_TYPES, value)  # type: ignore[no-any-return]
+
+
+def _require(is_right: object, value: Any) -> Any:
+    """Return the value. Raises ValueError for a wrong one."""
+    if not is_right:
+        raise ValueError
+    return value
 
 
 _TEXT: Final = "string_type", "Input should be a valid string"
@@ -76,31 +111,24 @@ _INTEGER: Final = "int_type", "Input should be a valid integer"
 _BOOLEAN: Final = "bool_type", "Input should be a valid boolean"
 
 _EVALUATE: Final[Mapping[str, _Field]] = {
-    "model": _Field(_is_text, _TEXT, required=True),
-    "tasks": _Field(
-        lambda value: isinstance(value, list) and all(map(_is_text, value)),
-        ("list_type", "Input should be a valid list of strings"),
-        required=True,
-    ),
-    "model_args": _Field(lambda value: isinstance(value, dict), ("dict_type", "Input should be a valid dictionary")),
-    "num_fewshot": _Field(_is_integer, _INTEGER),
-    "batch_size": _Field(lambda value: _is_text(value) or _is_integer(value), _INTEGER),
-    "device": _Field(_is_text, _TEXT),
-    "limit": _Field(_is_number, ("float_type", "Input should be a valid number")),
-    "gen_kwargs": _Field(_is_text, _TEXT),
-    "log_samples": _Field(_is_boolean, _BOOLEAN),
-    "predict_only": _Field(_is_boolean, _BOOLEAN),
-    "num_gpus": _Field(_is_integer, _INTEGER),
-    "output_dir": _Field(_is_text, _TEXT),
+    "model": _Field(_text, _TEXT, required=True),
+    "tasks": _Field(_texts, ("list_type", "Input should be a valid list of strings"), required=True),
+    "model_args": _Field(_dict, ("dict_type", "Input should be a valid dictionary")),
+    "num_fewshot": _Field(_integer, _INTEGER),
+    "batch_size": _Field(_batch_size, _INTEGER),
+    "device": _Field(_text, _TEXT),
+    "limit": _Field(_finite, ("float_type", "Input should be a valid number")),
+    "gen_kwargs": _Field(_text, _TEXT),
+    "log_samples": _Field(_boolean, _BOOLEAN),
+    "predict_only": _Field(_boolean, _BOOLEAN),
+    "num_gpus": _Field(_integer, _INTEGER),
+    "output_dir": _Field(_text, _TEXT),
 }
 _NEVER_NULL: Final = frozenset({"model", "tasks", "log_samples", "predict_only", "num_gpus"})
 _MERGE: Final[Mapping[str, _Field]] = {
-    "checkpoint_path": _Field(_is_text, _TEXT, required=True),
-    "output_path": _Field(_is_text, _TEXT),
-    "checkpoint_type": _Field(
-        lambda value: _is_text(value) and value in CHECKPOINT_TYPES,
-        ("literal_error", "Input should be 'regular' or 'ema'"),
-    ),
+    "checkpoint_path": _Field(_text, _TEXT, required=True),
+    "output_path": _Field(_text, _TEXT),
+    "checkpoint_type": _Field(_checkpoint_type, ("literal_error", "Input should be 'regular' or 'ema'")),
 }
 
 
@@ -113,16 +141,15 @@ def submission_of(body: bytes, harness: str, gpu_count: int) -> SubmitJobRequest
     _fill_struct(request, "model_args", model_args)
     _fill_struct(request, "gen_kwargs", _generation(given.get("gen_kwargs", "")))
     if "num_fewshot" in given:
-        request.num_fewshot = int(given["num_fewshot"])
-    if given.get("batch_size", 0) not in (0, "0"):
-        request.batch_size = str(given["batch_size"])
+        request.num_fewshot = given["num_fewshot"]
+    request.batch_size = given.get("batch_size", "")
     if given.get("limit", 0):
         request.limit = given["limit"]
     request.device = given.get("device", "")
     request.output_dir = given.get("output_dir", "")
     request.log_samples = given.get("log_samples", True)
     request.predict_only = given.get("predict_only", False)
-    num_gpus = int(given.get("num_gpus", 1))
+    num_gpus = given.get("num_gpus", 1)
     request.num_gpus = 0 if num_gpus == 1 and not gpu_count else num_gpus
     return SubmitJobRequest(request=request)
 
@@ -164,17 +191,21 @@ def _read(body: bytes, fields: Mapping[str, _Field], never_null: frozenset[str])
         raise UnprocessableError([{**detail, "ctx": {"error": str(error)}}]) from None
     if not isinstance(given, dict):
         raise UnprocessableError([_error(_DICT, ["body"], given)])
+    found: dict[str, Any] = {}
     errors = []
     for name, field in fields.items():
         if name not in given:
             errors += [_error(_MISSING, ["body", name], given)] if field.required else []
         elif given[name] is None:
             errors += [_error(field.error, ["body", name], None)] if name in never_null else []
-        elif not field.is_valid(given[name]):
-            errors.append(_error(field.error, ["body", name], given[name]))
+        else:
+            try:
+                found[name] = field.read(given[name])
+            except ValueError:
+                errors.append(_error(field.error, ["body", name], given[name]))
     if errors:
         raise UnprocessableError(errors)
-    return {name: given[name] for name in fields if given.get(name) is not None}
+    return found
 
 
 def _error(error: tuple[str, str], loc: list[Any], given: Any) -> dict[str, Any]:
