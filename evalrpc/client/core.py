@@ -247,7 +247,7 @@ def _nearest_argument(name: str) -> str:
 
 
 def update_request(
-    job_id: str, labels: Mapping[str, str] | None, priority: int | None, expected_revision: int | None
+    job_id: str, labels: Mapping[str, object] | None, priority: int | None, expected_revision: int | None
 ) -> UpdateJobRequest:
     """Build the request for a change of a job. What is None is not in its mask, so it stays.
 
@@ -257,7 +257,7 @@ def update_request(
     return values.build(
         UpdateJobRequest,
         job_id=job_id,
-        labels=labels,
+        labels=values.labels(labels),
         priority=priority or 0,
         update_mask=FieldMask(paths=[name for name, is_given in changed.items() if is_given]),
         expected_revision=expected_revision,

@@ -248,7 +248,7 @@ class EvalClient(Transport):
         self,
         job_id: str,
         *,
-        labels: Mapping[str, str] | None = None,
+        labels: Mapping[str, object] | None = None,
         priority: int | None = None,
         expected_revision: int | None = None,
     ) -> JobInfo:

@@ -20,6 +20,8 @@ MAX_WAIT_SECONDS: Final = 50.0
 _READS: Final = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _SUBMITS: Final = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
 _CANCELS: Final = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+_PREFIX: Final = "JOB_STATUS_"
+_STATUSES: Final = {name.removeprefix(_PREFIX).lower(): value for name, value in JobStatus.items()[1:]}
 _TERMINAL: Final = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStatus.JOB_STATUS_CANCELLED)
 _HEARTBEAT_SECONDS: Final = 5.0
 _LOG_BYTES: Final = 64 * 1024
@@ -154,12 +156,11 @@ class Reading:
     async def list_jobs(
         self,
         label_selector: Annotated[str, Field(description="As in Kubernetes: run=x,step!=5,team in (a,b)")] = "",
-        statuses: Annotated[list[str] | None, Field(description="queued, running, completed, failed, cancelled")] = None,
+        statuses: Annotated[list[str] | None, Field(description=", ".join(_STATUSES))] = None,
         limit: _Limit = 20,
     ) -> dict[str, Any]:
         """List jobs, newest first, without their metrics."""
-        wanted = [JobStatus.Value(f"JOB_STATUS_{status.upper()}") for status in statuses or ()]
-        job_filter = JobFilter(label_selector=label_selector, statuses=wanted)
+        job_filter = JobFilter(label_selector=label_selector, statuses=map(_status_named, statuses or ()))
         jobs = await _first(self._client.list_jobs(job_filter, limit, view=JobView.JOB_VIEW_BASIC), limit)
         return {"jobs": [plain_job(job) for job in jobs]}
 
@@ -219,11 +220,19 @@ class Reading:
         return {"lines": tail.decode(errors="replace").splitlines()[-lines:]}
 
 
+def _status_named(text: str) -> JobStatus.ValueType:
+    """Return the status of a name, which may be as answers have it. Raises ValueError."""
+    found = _STATUSES.get(text.upper().removeprefix(_PREFIX).lower())
+    if found is None:
+        raise ValueError(f"statuses: there is no {text!r}; there are: {', '.join(_STATUSES)}")
+    return found
+
+
 async def _report(ctx: Context[Any, Any], job: JobInfo) -> None:
     """Tell the agent's program how far a job is."""
     progress = job.progress
     total = float(progress.total) if progress.HasField("total") else None
-    status = JobStatus.Name(job.status).removeprefix("JOB_STATUS_").lower()
+    status = JobStatus.Name(job.status).removeprefix(_PREFIX).lower()
     await ctx.report_progress(float(progress.done), total, job.wait_reason or status)
 
 

@@ -182,7 +182,7 @@ def test_jobs_are_read_cancelled_and_deleted(client: Any, service: FakeService) 
 def test_an_update_changes_only_what_it_names(client: Any, service: FakeService) -> None:
     service.change(job_at(QUEUED, labels={"a": "1"}, priority=2))
 
-    assert client.update_job(JOB_ID, labels={"b": "2"}).labels == {"b": "2"}
+    assert client.update_job(JOB_ID, labels={"b": 2}).labels == {"b": "2"}, "as of a submission"
     assert client.update_job(JOB_ID, priority=0).priority == 0
     assert client.update_job(JOB_ID, labels={}, priority=-1, expected_revision=3).labels == {}
 

@@ -102,7 +102,10 @@ def test_errors_have_their_text_and_jobs_can_be_cancelled(api: Api, site: Site) 
         refused = await agent.call_tool("submit_evaluation", {"model": "", "tasks": ["t"], "harness": "none"})
         assert "request.harness" in refused.content[0].text
         bad_status = await agent.call_tool("list_jobs", {"statuses": ["asleep"]})
-        assert "ASLEEP" in bad_status.content[0].text
+        names = "queued, running, completed, failed, cancelled"
+        assert f"statuses: there is no 'asleep'; there are: {names}" in bad_status.content[0].text
+        for status in ("completed", "JOB_STATUS_COMPLETED"):  # as answers have it
+            assert answer(await agent.call_tool("list_jobs", {"statuses": ["queued", status]})) == {"jobs": []}
         job_id = api.submit("slow").job_id
         answer(await agent.call_tool("cancel_job", {"job_id": job_id, "reason": "enough"}))
         ended = answer(await agent.call_tool("wait_for_job", {"job_id": job_id}))
