@@ -13,6 +13,7 @@ from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.gates import DEFAULT_GATE, GATES
 from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.output import Form, print_items, print_line
+from evalrpc.cli.parameters import once_each
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.client.arguments import metric_text
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison
@@ -134,15 +135,14 @@ def _warn_of_differences(response: CompareJobsResponse) -> None:
 
 
 def _by_name(texts: Sequence[str], read: Callable[[str], ValueT]) -> tuple[ValueT | None, dict[str, ValueT]]:
-    """Parse repeated `VALUE` and `NAME=VALUE` texts into the last value without a name, and the named ones."""
-    general, named = None, {}
-    for text in texts:
-        name, _, value = text.rpartition("=")
-        if name:
-            named[name] = read(value)
-        else:
-            general = read(value)
-    return general, named
+    """Parse repeated `VALUE` and `NAME=VALUE` texts into the value without a name, and the named ones. Raises click.UsageError
+    for several of one name."""
+    pairs = (text.rpartition("=") for text in texts)
+    try:
+        named = once_each((name, read(value)) for name, _, value in pairs)
+    except ValueError as error:
+        raise click.UsageError(f"{' '.join(texts)}: {error}") from error
+    return named.pop("", None), named
 
 
 def _number(text: str) -> float:

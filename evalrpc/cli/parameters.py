@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -17,6 +17,8 @@ from evalrpc.client.arguments import parse_arguments, parse_value
 from evalrpc.errors import UnsendableError
 from evalrpc.v1.history_pb2 import TrendOptions
 from evalrpc.v1.jobs_pb2 import JobFilter, JobStatus
+
+_T = TypeVar("_T")
 
 _UNIT_SECONDS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[dhms]))+")
@@ -74,6 +76,25 @@ def label(text: str) -> tuple[str, str]:
     if not separator or not key:
         raise click.BadParameter(f"{text!r} is not of the form key=value")
     return key, value
+
+
+def once_each(pairs: Iterable[tuple[str, _T]]) -> dict[str, _T]:
+    """Return pairs as a dict. Raises ValueError for several values of one key, of which all but the last would be lost."""
+    found: dict[str, _T] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise ValueError(f"{key!r} has several values, and can have one" if key else "there are several values for all")
+        found[key] = value
+    return found
+
+
+def require_once_each(_context: click.Context, _flag: click.Parameter, pairs: tuple[tuple[str, Any], ...]) -> Any:
+    """Return the pairs of a repeated flag. Raises click.BadParameter for several values of one key."""
+    try:
+        once_each(pairs)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return pairs
 
 
 def _parse_time(text: str) -> datetime:
@@ -182,6 +203,7 @@ _FILTER_OPTIONS: Final = (
         "--label",
         "labels",
         type=label,
+        callback=require_once_each,
         multiple=True,
         shell_complete=completion.labels,
         metavar="K=V",
@@ -230,6 +252,7 @@ def labels_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[...
         "--label",
         "labels",
         type=label,
+        callback=require_once_each,
         shell_complete=completion.labels,
         metavar="K=V",
         multiple=True,

@@ -23,7 +23,9 @@ from evalrpc.cli.parameters import (
     duration,
     label,
     labels_option,
+    once_each,
     reconnect_timeout_option,
+    require_once_each,
     split_commas,
     watch_option,
 )
@@ -113,6 +115,7 @@ SUBMISSION_FIELDS: Final = (
     "--task-arg",
     "task_args",
     type=label,
+    callback=require_once_each,
     multiple=True,
     metavar="K=V",
     help="Give the tasks this argument, such as epochs=3; V may be JSON. May be repeated.",
@@ -146,6 +149,7 @@ SUBMISSION_FIELDS: Final = (
     "--engine-arg",
     "engine_args",
     type=label,
+    callback=require_once_each,
     multiple=True,
     metavar="K=V",
     help="Give the engine this argument. May be repeated.",
@@ -165,6 +169,7 @@ SUBMISSION_FIELDS: Final = (
     "--judge-arg",
     "judge_args",
     type=label,
+    callback=require_once_each,
     multiple=True,
     metavar="K=V",
     help="Give the judge's engine this argument. May be repeated.",
@@ -242,7 +247,7 @@ def read_submission(file: str, parameter: str = "--file") -> SubmitJobRequest:
     """Read a SubmitJobRequest, or an EvaluateRequest, from protobuf JSON. Raises click.UsageError, naming the parameter."""
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
-        return _parse_submission(json.loads(text))
+        return _parse_submission(json.loads(text, object_pairs_hook=once_each))
     except OSError as error:
         raise click.UsageError(f"{parameter} {file}: {error.strerror}") from error
     except json.JSONDecodeError as error:

@@ -11,7 +11,7 @@ import click
 from evalrpc.cli import completion
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect
 from evalrpc.cli.output import print_json_line, print_line
-from evalrpc.cli.parameters import duration, reconnect_timeout_option
+from evalrpc.cli.parameters import duration, reconnect_timeout_option, require_once_each
 from evalrpc.cli.submit import apply_flags, submit_command, suite_options
 from evalrpc.cli.suite_decisions import Display, decided, decision_options
 from evalrpc.cli.suite_following import wait_for_runs
@@ -79,6 +79,7 @@ def _harness_model(text: str) -> tuple[str, Model]:
     "--harness-model",
     "harness_models",
     type=_harness_model,
+    callback=require_once_each,
     multiple=True,
     metavar="HARNESS=NAME[,K=V...]",
     help="For jobs of this harness, use this model type, and these arguments besides. May be repeated.",

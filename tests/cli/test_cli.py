@@ -746,6 +746,26 @@ def test_update_that_makes_no_sense_is_a_wrong_call(run: Run, service: FakeServi
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("update", JOB_ID, "--label", "run=x", "--label", "run=y"),
+        ("list", "--label", "run=x", "--label", "run=y"),
+        *(("submit", "--model", "m", "--tasks", "t", flag, "run=x", flag, "run=y") for flag in ("--label", "--task-arg")),
+        *(("submit", "--engine", "e", flag, "run=x", flag, "run=y") for flag in ("--engine-arg", "--judge-arg")),
+        ("submit-suite", "release", "--harness-model", "run=x", "--harness-model", "run=y"),
+        ("compare", JOB_ID, JOB_ID, "--tolerance", "run=1", "--tolerance", "run=2"),
+        ("compare", JOB_ID, JOB_ID, "--direction", "higher", "--direction", "lower"),
+        ("submit", "--file", "-"),
+    ],
+)
+def test_of_several_values_for_one_key_none_is_passed_over(run: Run, service: FakeService, command: tuple[str, ...]) -> None:
+    result = run(*command, input='{"model": "m", "tasks": ["t"], "modelArgs": {"run": "x", "run": "y"}}')
+
+    assert (result.exit_code, dict(service.received)) == (2, {})
+    assert "'run' has several values, and can have one" in result.stderr or "there are several values for all" in result.stderr
+
+
 def test_update_names_the_flag_of_a_bad_field(run: Run, service: FakeService) -> None:
     service.change(job_at(QUEUED))
     violation = FieldViolation("priority", "must be from -1000 to 1000")
