@@ -89,6 +89,11 @@ class ServerProcess:
         uids = (None, *range(FIRST_UID, FIRST_UID + _MOST_OWNERS))
         return [pid for uid in uids for pid in self._forking(warm_parent.__file__, uid)]
 
+    def loading_parents(self) -> list[int]:
+        """Return those that still load what runs need."""
+        loading = processes_of_script(Path(warm_parent.__file__), 2)
+        return [each.pid for each in loading if each.parent == self.pid and each.name != shim.FORK_SERVER_NAME]
+
     def _forking(self, script: str, uid: int | None = None) -> list[int]:
         return [
             process.pid
