@@ -13,7 +13,9 @@ from evalrpc.config.engines import CHAT, COMPLETIONS, LOG_PROBABILITIES
 from evalrpc.errors import ConfigurationError, FieldViolation
 from evalrpc.harnesses import arguments, lm_eval_family, task_args
 from evalrpc.harnesses.arguments import plain_arguments, yaml_text
+from evalrpc.harnesses.bad_answers import warn
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
+from evalrpc.harnesses.failures import shorten, strip_colours
 from evalrpc.harnesses.gpu_modes import gpu_mode, gpu_warnings, name_parts
 from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, installed_modules, note_version
 from evalrpc.harnesses.progress_bars import advance, read_bar
@@ -27,6 +29,12 @@ KIND: Final = "lm-eval"
 
 _PACKAGE: Final = Package(title="lm-eval", name="lm_eval", oldest="0.4.10")
 _CONFIG_NAME: Final = "lm-eval.yaml"
+_COUNTS: Final = re.compile(
+    r"\bWARNING +\[evaluator_utils:[0-9]+\] \[(?P<task>.{1,255}?)\] "
+    r"Metrics were not scored on the same number of documents \((?P<counts>.{1,4096}?)\)\. Each"
+)
+"""What lm-eval says of a task whose metrics are of other documents each. Its results have the largest number for all."""
+_COUNT: Final = re.compile(r"(?P<metric>.+?)=(?P<count>[0-9]{1,9})(?:, |\Z)")
 _REQUESTS_LABEL = re.compile(r"(Running \w+ requests|Requesting API)?")
 _INDEX_SCRIPT: Final = SCRIPTS / "lm_eval_index.py"
 _MODULES: Final = (
@@ -170,6 +178,7 @@ class LmEvalHarness:
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read and verify the results: lm-eval exits with 0 even if it could not write them."""
         results = lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
+        warn(results, _set_counts_in_log(results.values(), log_tail))
         note_version(self._settings, _PACKAGE, results)
         return results
 
@@ -235,3 +244,16 @@ def _read_requests_bar(line: str, progress: Progress) -> None:
         return
     progress.unit = "requests"
     advance(progress, bar)
+
+
+def _set_counts_in_log(results: Iterable[ModelResult], log_tail: Iterable[str]) -> Iterator[str]:
+    """Set of how many documents each metric is where the log says that they differ, and yield a warning for each such task."""
+    said = (_COUNTS.search(strip_colours(line)) for line in log_tail)
+    of_tasks = {match["task"]: dict(_COUNT.findall(match["counts"])) for match in said if match}
+    for metric in (metric for result in results for metric in result.metrics if metric.task in of_tasks):
+        count = of_tasks[metric.task].get(f"{metric.metric},{metric.filter}")
+        if count is not None:
+            metric.sample_count = int(count)
+    for task, counts in of_tasks.items():
+        each = ", ".join(f"{metric} of {count}" for metric, count in counts.items())
+        yield shorten(f"metrics of task {task} are of other documents each, which groups take for all of them: {each}")

@@ -262,6 +262,24 @@ def test_gen_kwargs_that_no_task_takes_notice_of_are_warned_of() -> None:
         assert list(result.warnings) == warnings
 
 
+def test_a_metric_that_some_documents_do_not_have_counts_the_others(tmp_path: Path) -> None:
+    document = {
+        "results": {"a": {"some,none": 1.0, "other,strict,x": 0.5, "new,none": 0.1}, "b": {"some,none": 0.5}},
+        "n-samples": {task: {"original": 12, "effective": 8} for task in "ab"},
+    }
+    (tmp_path / "results_2026-02-14T10-30-45.json").write_text(json.dumps(document))
+    line = (
+        "2026-02-14:10:30:44 WARNING  [evaluator_utils:236] [a] Metrics were not scored on the same number of documents "
+        "(other,strict,x=4, some,none=8). Each metric was aggregated over only the documents that produced it; reporting 8 as"
+    )
+    (result,) = harness().read_results(run_of(request_of(tasks=["a", "b"]), tmp_path), Exit(code=0), [line]).values()
+    counts = {(metric.task, metric.metric): metric.sample_count for metric in result.metrics}
+    assert counts == {("a", "other"): 4, ("a", "some"): 8, ("a", "new"): 8, ("b", "some"): 8}
+    assert list(result.warnings) == [
+        "metrics of task a are of other documents each, which groups take for all of them: other,strict,x of 4, some,none of 8"
+    ]
+
+
 def test_values_of_no_document_are_warned_of(tmp_path: Path) -> None:
     document = {
         "results": {"a": {"acc,none": float("nan")}, "b": {"acc,none": 0.0}, "c": {"acc,none": 0.0}, "d": {"acc,none": 0.0}},
