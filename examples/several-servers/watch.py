@@ -24,7 +24,7 @@ def main() -> int:
     with EvalClient(options.addresses) as client:
         job = client.evaluate(options.model, options.tasks.split(","), harness=options.harness, num_gpus=0)
         print("job", job.job_id, flush=True)
-        for event in client.watch(job.job_id):
+        for event in client.watch(job.job_id, after_revision=job.revision):  # else the job may run before the watch begins
             if event.type == JOB_EVENT_TYPE_STATUS:
                 print(event.revision, JobStatus.Name(event.job.status).removeprefix("JOB_STATUS_"), flush=True)
             job = event.job

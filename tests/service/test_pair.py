@@ -8,8 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from fake_server import FakeServer, job_at
 from postgres_cluster import shared_cluster
-from serving import COMPLETED, QUEUED, RUNNING, TERMINAL, Api, Launch, ServerHere, ServerThere, Site
+from serving import COMPLETED, RUNNING, TERMINAL, Api, Launch, ServerHere, ServerThere, Site
 from several_servers import LEASE_SECONDS, give_up, node_of, wait_until_out_of_reach
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
@@ -38,9 +39,7 @@ def statuses(events: list[pb.JobEvent]) -> list[int]:
 def test_both_take_calls_and_watches_and_what_one_answers_the_other_knows(pair: tuple[ServerThere, ServerThere]) -> None:
     first, second = pair
     job = second.api.submit()
-    events = list(second.api.watch(job.job_id))
-    assert events[-1].job.status == COMPLETED
-    assert statuses(events) in ([RUNNING, COMPLETED], [QUEUED, RUNNING, COMPLETED])
+    assert statuses(list(second.api.watch(job.job_id, after_revision=job.revision))) == [RUNNING, COMPLETED]
     ahead = first.api.submit()
     resumed = second.api.watch(ahead.job_id, after_revision=ahead.revision)
     assert [event.job.status for event in resumed if event.type == pb.JOB_EVENT_TYPE_STATUS] == [RUNNING, COMPLETED]
@@ -205,6 +204,18 @@ def test_the_example_goes_on_at_another_server(hosts: dict[str, ServerThere], si
     assert example.returncode == 0
     assert [line.split()[1] for line in seen] == ["RUNNING", "COMPLETED"]
     assert site.starts(job_id) == ["1"]
+
+
+def test_the_example_prints_also_what_happens_before_its_watch_begins() -> None:
+    def run_at_once() -> None:
+        for status in (RUNNING, COMPLETED):
+            server.service.change(job_at(status))
+
+    with FakeServer() as server:
+        server.service.on_submit = run_at_once
+        command = (sys.executable, str(EXAMPLE), server.address, "--model", "m", "--tasks", "t")
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
+    assert ran.stdout.splitlines()[1:] == ["2 RUNNING", "3 COMPLETED"]
 
 
 def test_a_host_whose_server_stops_without_runs_is_gone_at_once(hosts: dict[str, ServerThere]) -> None:

@@ -74,9 +74,12 @@ def statuses(events: list[pb.JobEvent]) -> list[int]:
     return [event.job.status for event in events if event.type in (SNAPSHOT, STATUS)]
 
 
-def test_a_job_is_watched_from_its_submission_to_its_end(api: Api) -> None:
-    job = api.submit("good")
-    seen = list(api.watch(job.job_id))
+def test_a_job_is_watched_from_its_submission_to_its_end(api: Api, site: Site) -> None:
+    job = api.submit("slow")
+    stream = api.watch(job.job_id)
+    seen = [next(stream)]
+    site.release()  # not before, or it might have ended when the watch begins
+    seen += stream
     assert seen[0].type == SNAPSHOT
     assert seen[-1].terminal
     assert not any(event.terminal for event in seen[:-1])
