@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
-from http_calls import Answer, HttpApi, http_of
+from http_calls import JSON, Answer, HttpApi, http_of, path_of
 from serving import NOWHERE, RUNNING, SECONDS, ServerHere, Site
 from waiting import eventually
 
@@ -91,6 +91,13 @@ def test_what_is_new_after_a_gap_in_the_journal_is_not_passed_over(server: Serve
     headers = {"last-event-id": "999999", **EVENT_SOURCE}
     with http.opened("GET", "/v1/events?skip_snapshots=true", headers=headers) as answer:
         assert next(events_of(answer)).data["job"]["jobId"] == job.job_id
+
+
+def test_a_body_beside_a_query_is_not_passed_over(http: HttpApi) -> None:
+    for path in (path_of("ListJobs"), f"/v1/jobs/{NOWHERE}/log", "/v1/events"):
+        for body in (b'{"pageSize": 1}', iter([b'{"pageSize": 1}'])):  # of a known length, and in chunks
+            answer = http.request("GET", path, body, JSON)  # type: ignore[arg-type]
+            assert (answer.status, "has a body" in answer.json["message"]) == (400, True)
 
 
 def test_only_a_get_is_answered(http: HttpApi) -> None:

@@ -103,7 +103,9 @@ class HttpRequest:
 
     @cached_property
     def parameters(self) -> Sequence[tuple[str, str]]:
-        """The parameters in the query. Raises InvalidRequestError."""
+        """The parameters in the query. Raises InvalidRequestError, also for a body beside them, which nobody would read."""
+        if self._expects_body():
+            raise InvalidRequestError("this request has a body, which says nothing here: what is asked stands in the query")
         if self.query.count(b"&") >= MAX_PARAMETERS:
             raise InvalidRequestError(f"the query has more than {MAX_PARAMETERS} parameters")
         try:
