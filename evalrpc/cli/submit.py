@@ -61,6 +61,7 @@ _SERVED_FLAGS: Final = {
     "engine_replicas": ("served_model", "max_replicas"),
     "judge_engine": ("judge_model", "engine"),
     "judge_model": ("judge_model", "model"),
+    "judge_revision": ("judge_model", "revision"),
     "judge_gpus": ("judge_model", "num_gpus"),
     "judge_replicas": ("judge_model", "max_replicas"),
 }
@@ -165,6 +166,7 @@ SUBMISSION_FIELDS: Final = (
     "--judge-engine", metavar="NAME", help="Have the answers judged at this engine or endpoint; see `evalrpc engines`."
 )
 @click.option("--judge-model", metavar="MODEL", help="The model that judges the answers.")
+@click.option("--judge-revision", metavar="REVISION", help="Its commit, branch or tag, if it is a repository of the hub.")
 @click.option(
     "--judge-arg",
     "judge_args",

@@ -52,6 +52,7 @@ from evalrpc.v1.jobs_pb2 import (
     JobInfo,
     JobStatus,
     Progress,
+    ServedModel,
     SubmitJobRequest,
 )
 from evalrpc.v1.queue_pb2 import GetQueueResponse
@@ -142,6 +143,18 @@ def test_every_field_of_the_schema_can_be_set_on_the_command_line() -> None:
     names = {parameter.name for parameter in submit_command.params}
 
     assert {*JobInfo().request.DESCRIPTOR.fields_by_name, *SubmitJobRequest.DESCRIPTOR.fields_by_name} - {"request"} <= names
+
+
+def test_every_field_of_both_served_models_has_a_flag(run: Run, service: FakeService) -> None:
+    run(
+        *("submit", "--tasks", "t", "--engine", "e", "--served-model", "m", "--engine-arg", "a=1", "--engine-gpus", "0"),
+        *("--engine-replicas", "2", "--served-revision", "r", "--judge-engine", "e", "--judge-model", "m"),
+        *("--judge-arg", "a=1", "--judge-gpus", "0", "--judge-replicas", "2", "--judge-revision", "r"),
+    )
+
+    request = sent(service).request
+    assert request.served_model == request.judge_model
+    assert {field.name for field, _ in request.judge_model.ListFields()} == set(ServedModel.DESCRIPTOR.fields_by_name)
 
 
 def test_what_is_not_given_stays_absent(run: Run, service: FakeService) -> None:
@@ -443,13 +456,18 @@ def test_download_prints_the_paths(run: Run, service: FakeService, tmp_path: Pat
 
 
 def test_fields_of_served_models_are_named_by_their_flags(run: Run, service: FakeService) -> None:
-    fields = ("served_model.engine", "served_model.args.dtype", "judge_model.num_gpus", "judge_model")
+    names = ("engine", "model", "args.dtype", "num_gpus", "max_replicas", "revision")
+    fields = [f"{served}.{name}" for served in ("served_model", "judge_model") for name in names]
     violations = [FieldViolation(f"request.{field}", "is bad") for field in fields]
     service.errors["SubmitJob"] = [errors.InvalidRequestError(violations=violations)]
 
     result = run("submit", "--tasks", "t", "--engine", "x", "--served-model", "y")
 
-    flags = ("--engine", "--engine-arg", "--judge-gpus", "--judge-model")
+    assert {name.partition(".")[0] for name in names} == set(ServedModel.DESCRIPTOR.fields_by_name)
+    flags = [
+        *("--engine", "--served-model", "--engine-arg", "--engine-gpus", "--engine-replicas", "--served-revision"),
+        *("--judge-engine", "--judge-model", "--judge-arg", "--judge-gpus", "--judge-replicas", "--judge-revision"),
+    ]
     assert result.stderr.splitlines() == [
         f"evalrpc: {flag} (request.{field}): is bad" for flag, field in zip(flags, fields, strict=True)
     ]
