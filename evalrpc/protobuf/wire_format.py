@@ -13,6 +13,7 @@ _VARINT: Final = 0
 _LENGTH_DELIMITED: Final = 2
 _FIXED_BYTES: Final = {1: 8, 5: 4}  # by wire type
 _MAX_VARINT_BITS: Final = 63
+_MAX_VARINT_BYTES: Final = 10
 
 
 def message_field(number: int, serialized: bytes) -> bytes:
@@ -56,12 +57,11 @@ def text_field(serialized: bytes, number: int) -> str:
     """Return a text of a serialised message without decoding the rest: as decoders read it, the last one counts. Empty if there
     is none, or if the bytes are no message."""
     found = b""
-    file = io.BytesIO(serialized)
     try:
-        for field, wire_type, size_bytes in _fields(file):
-            if (field, wire_type) == (number, _LENGTH_DELIMITED):
-                found = file.read(size_bytes)
-    except (ValueError, OverflowError):
+        for key, begin, value in _fields(serialized):
+            if key == number << 3 | _LENGTH_DELIMITED:
+                found = serialized[begin : begin + value]
+    except ValueError:
         return ""
     return found.decode(errors="replace")
 
@@ -72,30 +72,40 @@ def number_field(serialized: bytes, number: int) -> int:
     Raises ValueError if the bytes are no message.
     """
     found = 0
-    for field, wire_type, value in _fields(io.BytesIO(serialized)):
-        if (field, wire_type) == (number, _VARINT):
+    for key, _, value in _fields(serialized):
+        if key == number << 3 | _VARINT:
             found = value
     return found
 
 
-def _fields(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
-    """Yield the number of each field, its wire type and its value; for what has a length that, with the file at its bytes.
-
-    Raises ValueError, and OverflowError for a length that no file has.
-    """
-    while (key := _read_varint(file)) is not None:
-        field, wire_type = key >> 3, key & 7
-        if wire_type == _LENGTH_DELIMITED:
-            size_bytes = _read_varint(file) or 0
-            begin = file.tell()
-            yield field, wire_type, size_bytes
-            file.seek(begin + size_bytes)
-        elif wire_type == _VARINT:
-            yield field, wire_type, _read_varint(file) or 0
-        elif wire_type in _FIXED_BYTES:
-            file.seek(_FIXED_BYTES[wire_type], os.SEEK_CUR)
-        else:
+def _fields(serialized: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the key of each field, which has its number and wire type, where its bytes begin, and how many there are, or the
+    number that it is. Raises ValueError."""
+    place, end = 0, len(serialized)
+    while place < end:
+        key, place = _varint_at(serialized, place)
+        if (wire_type := key & 7) in _FIXED_BYTES:
+            place += _FIXED_BYTES[wire_type]
+            continue
+        if wire_type not in (_VARINT, _LENGTH_DELIMITED):
             raise ValueError(f"a field of type {wire_type}")
+        value, place = _varint_at(serialized, place)
+        yield key, place, value
+        if wire_type == _LENGTH_DELIMITED:
+            place += value
+
+
+def _varint_at(serialized: bytes, place: int) -> tuple[int, int]:
+    """Return the number that begins there, and where it ends. Raises ValueError."""
+    if place < len(serialized) and serialized[place] < 0x80:  # as nearly all do
+        return serialized[place], place + 1
+    number = shift = 0
+    for byte in serialized[place : place + _MAX_VARINT_BYTES]:
+        number |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return number, place
+    raise ValueError("no number of a message, or one that is cut off")
 
 
 def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_bytes: int, flags: int = 0) -> tuple[bytes, int]:

@@ -43,7 +43,7 @@ def argument_fields(request: EvaluateRequest) -> dict[str, Struct]:
 def argument_values(request: EvaluateRequest) -> Iterator[Argument]:
     """Yield every value of every field that holds arguments, whatever it is in. Nothing of a field that is too large."""
     for field, struct in argument_fields(request).items():
-        if struct.ByteSize() <= MAX_ARGS_BYTES:
+        if struct.fields and struct.ByteSize() <= MAX_ARGS_BYTES:
             yield from _below(Argument(field, "", "", _of_struct(struct)))
 
 

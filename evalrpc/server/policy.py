@@ -52,7 +52,7 @@ def _of_request(request: EvaluateRequest, arguments: Iterable[Argument], policy:
     is_served = request.HasField("served_model")
     model_field, model = "request.served_model.model" if is_served else "request.model", model_of(request)
     yield from _unless_matching(model_field, "models", model, policy.models)
-    for index, task in enumerate(request.tasks):
+    for index, task in enumerate(request.tasks if policy.tasks is not None else ()):
         yield from _unless_matching(f"request.tasks[{index}]", "tasks", task, policy.tasks)
     if is_served or kind == INSPECT_AI:
         weights = model if is_served else model.partition("/")[2]
@@ -80,8 +80,10 @@ def _of_timeout(call: SubmitJobRequest, policy: PolicySettings) -> _Broken:
 
 def _unless_allowed(field: str, names: Iterable[str], rule: str, policy: PolicySettings) -> _Broken:
     allowed: tuple[str, ...] | None = getattr(policy, rule)
+    if allowed is None:
+        return
     for name in sorted(names):
-        if allowed is not None and not _matches(name, allowed):
+        if not _matches(name, allowed):
             yield f"{field}.{name[:_MAX_SHOWN]}", rule, f"is not allowed; allowed are {_listed(allowed)}"
 
 

@@ -58,6 +58,10 @@ class Submissions:
     ids: Iterator[str] = field(default_factory=job_ids)
     large: Turns = field(default_factory=lambda: Turns(1))
 
+    def __post_init__(self) -> None:
+        harnesses = self.admission.harnesses.items()  # asked once: of a protocol, isinstance takes longer than most checks
+        self._doubting = {name: harness for name, harness in harnesses if isinstance(harness, WarningHarness)}
+
     async def job(self, request: SubmitJobRequest, principal: Principal) -> JobInfo:
         """Return the job that a call asks for. Raises InvalidRequestError, PermissionDeniedError."""
         counts, max_gpus = self._gpus(principal.owner)
@@ -155,8 +159,8 @@ class Submissions:
     async def _check_harness(self, job: JobInfo) -> None:
         """Warn of what the harness doubts, and where it is not available."""
         name = job.request.harness
-        if isinstance(harness := self.admission.harnesses[name], WarningHarness):
-            transitions.add_warnings(job, harness.warnings(job.request))
+        if (harness := self._doubting.get(name)) and (doubts := list(harness.warnings(job.request))):
+            transitions.add_warnings(job, doubts)
         if self.catalog.may_be_unavailable(name):
             info = await self._look_up(lambda: self.catalog.describe(name))
             if not info.available:

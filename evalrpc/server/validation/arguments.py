@@ -54,20 +54,21 @@ class _Arguments:
                 return
             is_deep = is_deep or len(pending) > MAX_NESTING
             if len(pending) <= MAX_NESTING:
-                self._look_at(path, key, value)
-                if value.HasField("struct_value"):
+                kind = value.WhichOneof("kind")
+                self._look_at(path, key, value, kind)
+                if kind == "struct_value":
                     pending.append(_fields_of(path, value.struct_value))
-                elif value.HasField("list_value"):
+                elif kind == "list_value":
                     pending.append(_items_of(path, value.list_value))
         if is_deep:  # clients could not decode it in a list of jobs
             self.violations = [FieldViolation(field, f"is nested more than {MAX_NESTING} deep")]
 
-    def _look_at(self, path: str, key: str, value: Value) -> None:
+    def _look_at(self, path: str, key: str, value: Value, kind: str | None) -> None:
         if (character := first_unprintable(key)) is not None:
             self.violations.append(FieldViolation(printable(path), unprintable(character)))
-        if value.HasField("string_value") and "\0" in value.string_value:  # no program takes it; others are data
+        if kind == "string_value" and "\0" in value.string_value:  # no program takes it; others are data
             self.violations.append(FieldViolation(printable(path), unprintable("\\x00")))
-        elif value.HasField("number_value") and not math.isfinite(value.number_value):
+        elif kind == "number_value" and not math.isfinite(value.number_value):
             self.violations.append(FieldViolation(path, "must be finite"))
 
 

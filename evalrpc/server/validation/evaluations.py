@@ -47,7 +47,7 @@ def evaluation(
         _task_args(request, harness),
         _harness(request, harnesses, engines),
     ):
-        named = _NamedFields(violation.field for violation in found)
+        named = _NamedFields(violation.field for violation in found) if found else ()
         found += [violation for violation in judged if violation.field not in named]
     yield from found
 
