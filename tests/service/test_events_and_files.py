@@ -192,6 +192,9 @@ def test_a_download_goes_on_where_it_was_cut_off(http: HttpApi, files: tuple[str
     ):
         answer = http.get(path, range=wanted)
         assert (answer.status, answer.body) == (status, body)
+    for parameters, body in (("?offset=4", b"456789"), ("?limit=4", b"0123"), ("?offset=4&limit=2", b"45")):
+        answer = http.get(path + parameters, range="bytes=1-2")
+        assert (answer.status, answer.body) == (200, body), "as if the header were none: it counts from the begin of this part"
     assert http.get(path, range="bytes=4-5").headers["content-range"] == "bytes 4-5/10"
     assert http.get(path, range="bytes=10-").headers["content-range"] == "bytes */10"
     assert http.get(path, range="bytes=11-").json["code"] == "out_of_range"

@@ -55,7 +55,8 @@ class FilesEndpoint:
         message = ReadArtifactRequest()
         fill(request.parameters, message, but=("job_id", "name"))
         message.job_id, message.name = job_id, name
-        wanted = _range_of(request.headers.get("range", ""))
+        is_part = message.offset or message.limit  # of which a header may ask for a part, but need not be given it
+        wanted = None if is_part else _range_of(request.headers.get("range", ""))
         if wanted:
             message.offset, message.limit = wanted
         limit = message.limit
