@@ -138,6 +138,10 @@ def history_command(
 
     Without --status, only completed jobs count.
     """
+    if trend and plot:
+        raise click.UsageError("--trend prints a table: give either --trend or --plot, not both")
+    if not trend and options != TrendOptions():
+        raise click.UsageError("--tolerance and --direction are for --trend")
     options.run_label = by
     with connect(address, SLOW_CALL_SECONDS) as client:
         response = client.get_history(job_filter, metrics, step_label, trends=options if trend else None)

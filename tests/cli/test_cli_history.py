@@ -365,6 +365,13 @@ def test_trends_are_asked_for_only_with_the_flag_and_with_their_own_flags(run: R
     assert asked.trends == TrendOptions(run_label="run", tolerance=0.02, higher_is_better=False)
 
 
+@pytest.mark.parametrize("flags", [("--trend", "--plot"), ("--tolerance", "0.02"), ("--direction", "lower")])
+def test_what_would_do_nothing_beside_other_flags_is_refused(run: Run, service: FakeService, flags: tuple[str, ...]) -> None:
+    result = run(*flags)
+    assert (result.exit_code, dict(service.received)) == (2, {})
+    assert "--trend" in result.stderr
+
+
 def test_trends_as_json_are_the_messages(run: Run, service: FakeService) -> None:
     service.history = trends()
     lines = run("--trend", "-o", "jsonl").stdout.splitlines()
