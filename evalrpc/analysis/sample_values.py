@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from evalrpc.analysis.answer_counts import AnswerCounter
 from evalrpc.analysis.sample_fields import HARNESS_CLUSTERS, MAX_OFFERED, ClusterField, offered_fields
 from evalrpc.reading.sample_filters import id_in
-from evalrpc.results.metrics import number
+from evalrpc.results.metrics import sample_value
 from evalrpc.v1.comparison_pb2 import AnswerCounts
 
 MAX_VALUES: Final = 8_000_000
@@ -43,10 +43,6 @@ _DOCUMENT: Final = ~_MAX_CODE
 """The bits of all that tells documents apart. The last of `_SAID` is how one is put into words."""
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 """An id that is a number of 64 bits as text. Harnesses write one as either."""
-_TRUTH: Final = {
-    text: is_true for word, is_true in (("True", True), ("False", False)) for text in (word, f"np.{word}_", f"tensor({word})")
-}
-"""How truth is written as text, as JSON writers do with that of NumPy and PyTorch."""
 
 
 class MetricKey(NamedTuple):
@@ -323,7 +319,7 @@ class _ScannedColumns:
 def _first_value(tables: Iterable[Mapping[str, object]], names: Iterable[str]) -> float | None:
     for table in tables:
         for name in names:
-            if name in table and (value := _value(table[name])) is not None:
+            if name in table and (value := sample_value(table[name])) is not None:
                 return value
     return None
 
@@ -369,7 +365,7 @@ class _ByName:
         for table in (row, nested) if isinstance(nested, dict) else (row,):
             for columns in (self._plain, self._full):
                 for name in table.keys() & columns.keys():
-                    value = _value(table[name])
+                    value = sample_value(table[name])
                     if value is not None:
                         new = [column for column in columns[name] if column not in taken]
                         for column in new:
@@ -378,12 +374,6 @@ class _ByName:
                 if len(taken) == self._count:
                     return self._count
         return len(taken)
-
-
-def _value(cell: object) -> float | None:
-    if isinstance(cell, str):
-        cell = _TRUTH.get(cell, number(cell))
-    return cell if isinstance(cell, int | float) and cell == cell else None  # NaN is not equal to itself
 
 
 def _id(row: Mapping[str, object]) -> int | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from evalrpc.results.metrics import number
+from evalrpc.results.metrics import number, sample_value
 from evalrpc.v1.samples_pb2 import SampleFilter
 
 Row = Mapping[str, object]
@@ -89,6 +89,6 @@ def _any_filter(tables: Iterable[Row], prefix: str) -> float | None:
 
 
 def _value(value: object) -> float | None:
-    """Return a number; None for what is none, for NaN, and for an integer that no number with a point can hold."""
-    found = float(value) if isinstance(value, bool) else number(value)
-    return found if found is not None and found == found else None
+    """Return the value of a sample; None for an integer that no number with a point can hold, too."""
+    found = sample_value(value)
+    return None if found is None else number(+found)  # truth is no number

@@ -39,6 +39,10 @@ _NUMBER_TEXT: Final = re.compile(
     rf"(?P<plain>{_NUMBER})|{_SCALAR}\(\s*[\[\s]{{0,8}}'?(?P<inside>{_NUMBER})'?[\]\s]{{0,8}}(?:{_OPTION})*\)",
     re.IGNORECASE | re.ASCII,
 )
+_TRUTH: Final = {
+    text: is_true for word, is_true in (("True", True), ("False", False)) for text in (word, f"np.{word}_", f"tensor({word})")
+}
+"""How truth is written as text, as JSON writers do with that of NumPy and PyTorch."""
 _MAX_DEPTH: Final = 4
 """Of the brackets around a number."""
 _VERSION_SUFFIX: Final = "_version"
@@ -203,6 +207,14 @@ def number(value: object) -> float | None:
         return float(value)
     except OverflowError:
         return None
+
+
+def sample_value(cell: object) -> float | None:
+    """Return the value of a sample, a number or truth, either of which may be written as text; None for anything else, and for
+    NaN, which stands for a sample that was not scored."""
+    if isinstance(cell, str):
+        cell = _TRUTH.get(cell, number(cell))
+    return cell if isinstance(cell, int | float) and cell == cell else None  # NaN is not equal to itself
 
 
 def _without_brackets(text: str) -> str:
