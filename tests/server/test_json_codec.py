@@ -103,7 +103,12 @@ def test_a_field_of_the_wrong_kind_is_named(call: str, text: str, field: str) ->
         ('{"labels": {"a": "b"}, "request": {"secrets": "a"}}', "request.secrets: must be a list, in []"),
         ('{"request": {"model": 5}}', "request.model: must be text"),
         ('{"request": {"numGpus": true}}', "request.numGpus: must be a whole number"),
-        ('{"request": {"numFewshot": "x"}}', "request.numFewshot: must be a whole number"),
+        *(
+            (f'{{"request": {{"numFewshot": {value}}}}}', "request.numFewshot: must be a whole number")
+            for value in ('"x"', '"1.5"', "[]", "{}")
+        ),
+        ('{"request": {"gpuMode": []}}', "request.gpuMode: must be the name of a value"),
+        *((f'{{"timeout": {value}}}', "timeout: must be a duration such as 90s") for value in ('"1h"', "90", "{}", '"xs"')),
         ('{"request": {"limit": "all"}}', "request.limit: must be a number"),
         ('{"request": {"modelArgs": "a=1"}}', "request.modelArgs: must be an object, in {}"),
         ('{"request": 5}', "request: must be an object, in {}"),

@@ -113,6 +113,8 @@ def test_what_the_parameters_get_wrong_is_named(http: HttpApi) -> None:
         ("after_revision=soon", "after_revision"),
         ("skip_snapshots=perhaps", "skip_snapshots"),
         ("view=all", "view"),
+        ("created_after=2026-01-01", "created_after: can't be '2026-01-01': it must be a time such as 2026-01-31T12:00:00Z"),
+        ("heartbeat_interval=5", "heartbeat_interval: can't be '5': it must be a duration such as 90s"),
         ("filter=x", "filter"),
         ("labels=x", "labels"),
         ("job_id=x", "job_id"),

@@ -33,11 +33,28 @@ _OUTER: Final = re.compile(r"Failed to parse (\w+) field: ")
 _BAD_ENUM: Final = re.compile(r"Invalid enum value (?P<value>.*) for enum type (?P<enum>[\w.]+)", re.DOTALL)
 _NO_LIST: Final = re.compile(r"repeated field (?P<name>\w+) must be in \[\] which is .*", re.DOTALL)
 _NO_OBJECT: Final = "must be an object, in {}"
+MUST_BE: Final[Mapping[str, str]] = {
+    "Timestamp": "must be a time such as 2026-01-31T12:00:00Z",
+    "Duration": "must be a duration such as 90s",
+    "FieldMask": "must be the names of fields such as labels,priority",
+}
+"""What is right for the messages that are text in JSON, by name."""
+
 _WORDS: Final = tuple(
     (re.compile(pattern, re.DOTALL), words)
     for pattern, words in (
         (r"expected string or bytes-like object.*", "must be text"),
-        (r"invalid literal for int\(\).*|Couldn't parse integer.*|Bool value .* integer field", "must be a whole number"),
+        (
+            r"invalid literal for int\(\).*|int\(\) argument.*|Couldn't parse (non-)?integer.*|Bool value .* integer field",
+            "must be a whole number",
+        ),
+        (r"unhashable type.*", "must be the name of a value"),
+        (
+            r"(Failed to parse t|T)imestamp.*|time data .*|(year|day|month) .* out of range.*|month must be .*",
+            MUST_BE["Timestamp"],
+        ),
+        (r"(Couldn't parse d|D)uration(?!.*is not valid).*", MUST_BE["Duration"]),
+        (r"(Fail to parse )?FieldMask.*", MUST_BE["FieldMask"]),
         (r"Couldn't parse float.*|float\(\) argument must be.*", "must be a number"),
         (r"(Struct|Map field \w+) must be in a dict.*|'\w+' object is not iterable", _NO_OBJECT),
     )

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.printable import printable
+from evalrpc.server.transports.http.codec import MUST_BE
 from evalrpc.server.transports.http.request import NAMED_TWICE
 
 _BOOLEANS: Final = {"true": True, "false": False}
@@ -54,6 +55,8 @@ def _set(message: Message, field: FieldDescriptor, text: str) -> None:
 
 def _problem(field: FieldDescriptor, text: str) -> str:
     """Say of a text that a field can't have it, and which ones it can, if these are few."""
+    if field.message_type is not None:
+        return f"can't be {text[:100]!r}: it {MUST_BE[field.message_type.name]}"
     if field.enum_type is None:
         return f"can't be {text[:100]!r}"
     return f"there is no {text[:100]!r}; there are: {', '.join(field.enum_type.values_by_name)}"
