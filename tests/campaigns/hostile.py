@@ -143,7 +143,7 @@ class References:
     run_id: str
 
 
-async def run_trial(server: ServerProcess, kinds: Sequence[Kind], impatient_seconds: float, max_growth: float) -> Trial:
+async def run_trial(server: ServerProcess, kinds: Sequence[Kind], impatient_seconds: float) -> Trial:
     """Run a good job beside each of the kinds, read and delete all of them, and wait for the memory to be given back."""
     folder = server.data_dir.parent
     async with AsyncEvalClient(server.address, timeout_seconds=DEADLINE_SECONDS) as client:
@@ -162,7 +162,7 @@ async def run_trial(server: ServerProcess, kinds: Sequence[Kind], impatient_seco
             for job_id in (reference.job_id, run.jobs[0].job_id):
                 await client.delete_job(job_id)
         await asyncio.to_thread(wait_for_gpus, server)
-        bound = (1 + max_growth) * trial.rss_mib[0]
+        bound = (1 + MAX_GROWTH) * trial.rss_mib[0]
         with suppress(AssertionError):
             await asyncio.to_thread(eventually, lambda: rss_mib(server.pid) <= bound)
         trial.rss_mib.append(rss_mib(server.pid))
@@ -275,10 +275,9 @@ def run_campaign(
     combined: int = 0,
     seed: int = 1,
     impatient_seconds: float = IMPATIENT_SECONDS,
-    max_growth: float = MAX_GROWTH,
 ) -> dict[str, object]:
     """Run a campaign in a folder, with these kinds and some combinations, and return its counts and problems. Callers wait so
-    long for what may take minutes, and the idle server may grow by this part."""
+    long for what may take minutes."""
     kinds = [*(kinds or kinds_here()), *combinations(combined, seed)]
     mark = f"HOSTILE_MARK={uuid.uuid4()}"
     set_up(folder, [GOOD, WARM_UP, *kinds])
@@ -292,7 +291,7 @@ def run_campaign(
         stack.callback(end_engines, folder / "data")
         stack.callback(server.clean_up)
         server.start()
-        trial = asyncio.run(run_trial(server, kinds, impatient_seconds, max_growth))
+        trial = asyncio.run(run_trial(server, kinds, impatient_seconds))
         await_idle_engines(server)
         left = processes_with(mark.encode())
         problems = [*trial.problems, *remove_all(server)]
