@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
-from http_calls import JSON, Answer, HttpApi, http_of, path_of
+from http_calls import Answer, HttpApi, http_of, path_of
 from serving import NOWHERE, RUNNING, SECONDS, ServerHere, Site
 from waiting import eventually
 
@@ -65,6 +65,24 @@ def test_events_have_the_revision_as_their_id_and_are_resumed_from_it(server: Se
     assert (done.status, done.body) == (204, b""), "a browser would come back for ever"
 
 
+def test_a_job_that_has_ended_is_not_said_again_and_what_was_changed_since_is(server: ServerHere, http: HttpApi) -> None:
+    job_id, _ = server.api.run().job_id, server.api.run()
+    path = f"/v1/events?job_id={job_id}"
+
+    def after(revision: str) -> list[Event]:
+        with http.opened("GET", path, headers={"last-event-id": revision, **EVENT_SOURCE}) as answer:
+            assert answer.status in (200, 204)
+            return list(events_of(answer))
+
+    (snapshot,) = after("0")
+    assert int(snapshot.id) > server.api.get(job_id).revision, "the other job has moved it on"
+    assert http.get(path, **EVENT_SOURCE, **{"last-event-id": snapshot.id}).status == 204, "a browser would come back for ever"
+    server.api.UpdateJob(job_id=job_id, labels={"a": "b"})
+    (changed,) = after(snapshot.id)
+    assert changed.data["job"]["labels"] == {"a": "b"}
+    assert after(changed.id) == []
+
+
 def test_all_jobs_are_filtered_by_parameters(server: ServerHere, http: HttpApi) -> None:
     red = server.api.submit("hangs", labels={"team": "red"})
     server.api.submit("hangs", labels={"team": "blue"})
@@ -95,8 +113,8 @@ def test_what_is_new_after_a_gap_in_the_journal_is_not_passed_over(server: Serve
 
 def test_a_body_beside_a_query_is_not_passed_over(http: HttpApi) -> None:
     for path in (path_of("ListJobs"), f"/v1/jobs/{NOWHERE}/log", "/v1/events"):
-        for body in (b'{"pageSize": 1}', iter([b'{"pageSize": 1}'])):  # of a known length, and in chunks
-            answer = http.request("GET", path, body, JSON)  # type: ignore[arg-type]
+        for headers in ({"content-length": "2"}, {"transfer-encoding": "chunked"}):
+            answer = http.get(path, **headers)  # before any of it is sent
             assert (answer.status, "has a body" in answer.json["message"]) == (400, True)
 
 

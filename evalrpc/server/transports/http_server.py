@@ -85,7 +85,7 @@ class HttpServer:
         authenticate = self._authenticator.for_listener(requires_sign_in=listener.requires_sign_in, owner=listener.owner)
         methods = methods_of(service, handlers, authenticate, self._audit, self._meters)
         health, health_handlers = self._health
-        events = EventsEndpoint(methods["WatchJob"], methods["WatchJobs"], methods["GetJob"], self._codec.events)
+        events = EventsEndpoint(methods["WatchJob"], methods["WatchJobs"], self._codec.events)
         endpoints = {
             **endpoints_of(service.full_name, methods, self._codec),
             **endpoints_of(health.full_name, methods_of(health, health_handlers, _anonymous), self._codec),

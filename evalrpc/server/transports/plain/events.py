@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from evalrpc.errors import EvalrpcError, LimitExceededError, OutOfRangeError, UnavailableError
-from evalrpc.jobs.lifecycle import TERMINAL
 from evalrpc.server.transports.http.codec import EventJson
 from evalrpc.server.transports.http.errors import error_body, refuse_method
 from evalrpc.server.transports.http.methods import HttpMethod
 from evalrpc.server.transports.http.request import INERT, HttpRequest
 from evalrpc.server.transports.plain.parameters import fill
-from evalrpc.v1.jobs_pb2 import GetJobRequest, JobEvent, JobInfo, WatchJobRequest, WatchJobsRequest
+from evalrpc.v1.jobs_pb2 import JOB_EVENT_TYPE_SNAPSHOT, JobEvent, WatchJobRequest, WatchJobsRequest
 
 PATH: Final = "/v1/events"
 
@@ -23,10 +22,9 @@ _DEFAULT_RETRY_SECONDS: Final = 1.0
 class EventsEndpoint:
     """Answers there."""
 
-    def __init__(self, watch_job: HttpMethod, watch_jobs: HttpMethod, get_job: HttpMethod, events: EventJson) -> None:
+    def __init__(self, watch_job: HttpMethod, watch_jobs: HttpMethod, events: EventJson) -> None:
         self._watch_job = watch_job
         self._watch_jobs = watch_jobs
-        self._get_job = get_job
         self._events = events
 
     async def answer(self, request: HttpRequest) -> None:
@@ -40,9 +38,6 @@ class EventsEndpoint:
         last = request.headers.get("last-event-id", "")
         if last.isascii() and last.isdigit():
             fill([("after_revision", last)], message)
-        if isinstance(message, WatchJobRequest) and message.after_revision and await self._has_seen_the_end(request, message):
-            await request.respond(204, INERT)  # which keeps a browser from coming back
-            return
         try:
             await self._watch_or_begin_anew(request, message)
         except EvalrpcError as error:
@@ -51,9 +46,10 @@ class EventsEndpoint:
             if not request.is_answered:
                 await request.start(200, _HEADERS)
             await request.write(_failure(error))
-        if not request.is_answered:
-            await request.start(200, _HEADERS)
-        await request.finish()
+        if request.is_answered:
+            await request.finish()
+        else:
+            await request.respond(204, INERT)  # which keeps a browser from coming back
 
     async def _watch_or_begin_anew(self, request: HttpRequest, message: WatchJobRequest | WatchJobsRequest) -> None:
         """Watch; from a snapshot where the journal does not reach back to the last event: a browser that gets an error never
@@ -74,6 +70,8 @@ class EventsEndpoint:
 
         async def send(event: bytes) -> None:
             if not request.is_answered:
+                if isinstance(message, WatchJobRequest) and _is_known(event, message.after_revision):
+                    return
                 await request.start(200, _HEADERS)
             await request.write(_event(event, await self._events.encode_in_turn(event, output)))
 
@@ -82,14 +80,11 @@ class EventsEndpoint:
 
         await method.call(request, read, send)
 
-    async def _has_seen_the_end(self, request: HttpRequest, message: WatchJobRequest) -> bool:
-        """Return whether nothing is left to be said of a job."""
 
-        async def read() -> bytes:
-            return GetJobRequest(job_id=message.job_id).SerializeToString()
-
-        job = JobInfo.FromString(await self._get_job.call(request, read))
-        return job.status in TERMINAL and job.revision == message.after_revision
+def _is_known(serialized: bytes, after_revision: int) -> bool:
+    """Return whether whoever has seen all up to a revision has seen what an event says: the job as it had ended by then."""
+    event = JobEvent.FromString(serialized)
+    return event.type == JOB_EVENT_TYPE_SNAPSHOT and event.terminal and event.job.revision <= after_revision
 
 
 def _event(event: bytes, text: bytes) -> bytes:
