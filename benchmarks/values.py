@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from benchmarks.report import Row, at_most
 from benchmarks.scale import Scale
 from evalrpc.analysis.evidence import Value
-from evalrpc.analysis.sample_values import SampleValues
+from evalrpc.analysis.sample_values import SampleValues, nothing_said
 from evalrpc.analysis.significance import one_sample_z
 from evalrpc.analysis.value_tests import value_test
 
@@ -52,7 +52,9 @@ def values(scale: Scale) -> Iterator[Row]:
 
 def _interval(samples: NDArray[np.float64], job: _Job) -> Value | None:
     ids = np.arange(len(samples))
-    tested = value_test(float(samples.mean()), SampleValues(ids, samples, np.zeros_like(ids), job.clusters), job.truth, ALPHA)
+    tested = value_test(
+        float(samples.mean()), SampleValues(ids, samples, nothing_said(len(ids)), job.clusters), job.truth, ALPHA
+    )
     return tested.found if tested else None
 
 

@@ -35,12 +35,9 @@ _TOLERANCE: Final = 1e-4
 _HASH_OF_NONE: Final = hashlib.sha256(b"null").hexdigest()
 """What lmms-eval gives every document for a hash."""
 _SAID: Final = ("doc_hash", "target_hash", "target", "prompt_hash")
-"""Where a row says something of its question."""
-_CODE_BITS: Final = 15
-_MAX_CODE: Final = 2**_CODE_BITS - 1
-_MASKS: Final = tuple(_MAX_CODE << _CODE_BITS * place for place in range(len(_SAID)))
-_DOCUMENT: Final = ~_MAX_CODE
-"""The bits of all that tells documents apart. The last of `_SAID` is how one is put into words."""
+"""Where a row says something of its question: of its document, and last of how that is put into words."""
+_NOT_SAID: Final = 0
+_MAX_CODE: Final = 2**32 - 1
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 """An id that is a number of 64 bits as text. Harnesses write one as either."""
 
@@ -68,9 +65,9 @@ class SampleValues:
     ids: NDArray[np.int64]
     """Numbers that stand for the samples' ids; sorted and unique."""
     values: NDArray[np.float64]
-    questions: NDArray[np.int64]
-    """What the samples' rows say of their questions in this process: a code of 15 bits for each of `_SAID`, 0 where a row does
-    not say it."""
+    questions: NDArray[np.uint32]
+    """What the samples' rows say of their questions in this process: for each sample a code for each of `_SAID`, 0 where its
+    row does not say it."""
     clusters: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Numbers that stand for the samples' clusters in this process; 0 where a sample has none. Empty if none has."""
     repeats: Repeats | None = None
@@ -83,7 +80,12 @@ class SampleValues:
         return bool(len(self.values)) and math.isclose(self.values.mean(), value, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
-NO_VALUES: Final = SampleValues(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
+def nothing_said(count: int) -> NDArray[np.uint32]:
+    """Return the `questions` of so many samples whose rows say nothing of them."""
+    return np.full((count, len(_SAID)), _NOT_SAID, np.uint32)
+
+
+NO_VALUES: Final = SampleValues(np.empty(0, np.int64), np.empty(0), nothing_said(0))
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,8 @@ def pair(baseline: SampleValues, candidate: SampleValues) -> Pairs:
     else:
         _, ours, theirs = np.intersect1d(baseline.ids, candidate.ids, assume_unique=True, return_indices=True)
     differing = _differing(baseline.questions[ours], candidate.questions[theirs])
-    same = (differing & _DOCUMENT) == 0
-    other_prompt_count = int(np.count_nonzero(differing[same]))
+    same: NDArray[np.bool_] = ~np.any(differing[:, :-1], axis=1)
+    other_prompt_count = int(np.count_nonzero(differing[same, -1]))
     other_count = int(np.count_nonzero(~same))
     if other_count:
         ours, theirs = _places(ours, same), _places(theirs, same)
@@ -158,12 +160,9 @@ def pair(baseline: SampleValues, candidate: SampleValues) -> Pairs:
     return Pairs(values, their_values, ours, theirs, unpaired_count, other_count, other_prompt_count)
 
 
-def _differing(questions: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return of questions in twos the bits of what both say and say otherwise."""
-    differing = np.zeros_like(questions)
-    for mask in _MASKS:
-        ours, theirs = questions & mask, others & mask
-        differing |= np.where((ours != theirs) & (ours != 0) & (theirs != 0), mask, 0)
+def _differing(questions: NDArray[np.uint32], others: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Return where two questions both say something, and not the same."""
+    differing: NDArray[np.bool_] = (questions != others) & (questions != _NOT_SAID) & (others != _NOT_SAID)
     return differing
 
 
@@ -238,7 +237,7 @@ def read_samples(
 
 class _Sample(NamedTuple):
     id: int
-    question: int
+    question: Sequence[int]
     cluster: int
     position: int
 
@@ -252,7 +251,7 @@ class _Column:
         """The names under which a row may have its value."""
         self._ids = array("q")
         self._values = array("d")
-        self._questions = array("q")
+        self._questions = array("I")  # several for each
         self._clusters = array("q")  # empty until the first row with one
         self._positions = array("q")  # empty unless they are wanted
 
@@ -265,15 +264,15 @@ class _Column:
         if sample.position >= 0:
             self._positions.append(sample.position)
         self._ids.append(sample.id)
-        self._questions.append(sample.question)
+        self._questions.extend(sample.question)
         self._values.append(value if abs(value) <= _MAX_VALUE else math.nan)
 
     def averaged(self) -> SampleValues:
         """Return one value for each sample."""
-        ids, values, questions, clusters, positions = (
-            np.frombuffer(column, column.typecode)
-            for column in (self._ids, self._values, self._questions, self._clusters, self._positions)
+        ids, values, clusters, positions = (
+            np.frombuffer(column, column.typecode) for column in (self._ids, self._values, self._clusters, self._positions)
         )
+        questions = np.frombuffer(self._questions, np.uint32).reshape(-1, len(_SAID))
         if np.all(ids[1:] > ids[:-1]):
             return SampleValues(ids, values, _told_apart(questions), clusters, None, positions)
         unique, first, rows, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
@@ -283,10 +282,10 @@ class _Column:
         return SampleValues(unique, means, _told_apart(questions[first]), clusters, repeats, positions)
 
 
-def _told_apart(questions: NDArray[np.int64]) -> NDArray[np.int64]:
+def _told_apart(questions: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Return what is said of questions, without what is said of all alike: lmms-eval gives all documents one hash."""
-    alike = (mask for mask in _MASKS if len(questions) > 1 and np.all(questions & mask == questions[0] & mask))
-    return questions & ~sum(alike)
+    alike = (questions == questions[:1]).all(axis=0)
+    return np.where(alike, np.uint32(_NOT_SAID), questions) if len(questions) > 1 and alike.any() else questions
 
 
 def _repeats(deviations: NDArray[np.float64], rows: NDArray[np.int64], counts: NDArray[np.int64]) -> Repeats:
@@ -387,16 +386,15 @@ def _id(row: Mapping[str, object]) -> int | None:
     return None if found is None else _digest(json.dumps(found))
 
 
-def _question(row: Mapping[str, object]) -> int:
-    """Return all that a row says of its question, as codes of 15 bits."""
-    question = 0
-    for name in _SAID:
-        said = row.get(name)
-        is_said = isinstance(said, str | int | float | list) and said not in ("", _HASH_OF_NONE)
-        question = (
-            question << _CODE_BITS | (hash(said if isinstance(said, str) else json.dumps(said)) % _MAX_CODE + 1) * is_said
-        )
-    return question
+def _question(row: Mapping[str, object]) -> Sequence[int]:
+    """Return a code for each thing that a row may say of its question."""
+    return [_code(row.get(name)) for name in _SAID]
+
+
+def _code(said: object) -> int:
+    if not isinstance(said, str | int | float | list) or said in ("", _HASH_OF_NONE):
+        return _NOT_SAID
+    return hash(said if isinstance(said, str) else json.dumps(said)) % _MAX_CODE + 1
 
 
 def _digest(text: str) -> int:

@@ -14,7 +14,8 @@ from harness_cases import DATA, run_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalrpc.analysis.sample_values import NO_VALUES, MetricKey, SampleValues, pair, read_samples
+from evalrpc.analysis import sample_values
+from evalrpc.analysis.sample_values import NO_VALUES, MetricKey, SampleValues, nothing_said, pair, read_samples
 from evalrpc.config import HarnessSettings
 from evalrpc.harnesses.inspect_ai.harness import InspectHarness
 from evalrpc.reading.sample_files import SampleRows, read_lines
@@ -162,7 +163,7 @@ def test_nothing_else_is_a_value(tmp_path: Path, cell: object) -> None:
 def test_values_without_bounds_spoil_the_mean_and_break_nothing(tmp_path: Path, cell: float) -> None:
     found = read(tmp_path, [{"doc_id": 0, "acc": cell}, {"doc_id": 1, "acc": 1}])
     assert math.isnan(found[0])
-    values = SampleValues(np.array([0, 1]), np.array([found[0], 1.0]), np.zeros(2, np.int64))
+    values = SampleValues(np.array([0, 1]), np.array([found[0], 1.0]), nothing_said(2))
     assert not values.mean_is(1.0)
     assert not values.mean_is(math.nan)
 
@@ -233,9 +234,12 @@ def test_memory_holds_the_values_and_not_the_rows(tmp_path: Path) -> None:
 
 
 def samples(**values: float) -> SampleValues:
-    return SampleValues(
-        np.array([ord(name) for name in values]), np.array(list(values.values())), np.zeros(len(values), np.int64)
-    )
+    return SampleValues(np.array([ord(name) for name in values]), np.array(list(values.values())), nothing_said(len(values)))
+
+
+def test_hardly_any_two_documents_have_one_code() -> None:
+    codes = {sample_values._code(f"hash {number}") for number in range(100_000)}
+    assert len(codes) > 99_980, "others would be taken for the same"
 
 
 def test_samples_are_paired_by_id_and_the_rest_is_counted() -> None:

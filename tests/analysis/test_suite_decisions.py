@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from evalrpc.analysis import decisions
 from evalrpc.analysis.decisions import CONSEQUENCES, GRAVITY, decide
 from evalrpc.analysis.evidence import Evidence, Measured, MetricName
-from evalrpc.analysis.sample_values import SampleValues
+from evalrpc.analysis.sample_values import SampleValues, nothing_said
 from evalrpc.analysis.value_tests import value_test
 from evalrpc.jobs.size_limits import MAX_FINDINGS_BYTES
 from evalrpc.v1.comparison_pb2 import (
@@ -97,7 +97,7 @@ def of_samples(value: float, samples: list[float], *, threshold: float) -> Evide
     """The evidence of an entry with one metric, of which there are samples; the harness says nothing of them."""
     metric, values = alone(value), np.array(samples)
     ids = np.arange(len(samples))
-    test = value_test(value, SampleValues(ids, values, np.zeros_like(ids)), threshold, 0.05)
+    test = value_test(value, SampleValues(ids, values, nothing_said(len(ids))), threshold, 0.05)
     tests = {MetricName.of(metric): test} if test else {}
     return Evidence(entry(threshold=threshold), "job", measured=Measured([metric], value_tests=tests))
 

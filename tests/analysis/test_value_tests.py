@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from evalrpc.analysis.evidence import Value, ValueTest
-from evalrpc.analysis.sample_values import SampleValues
+from evalrpc.analysis.sample_values import SampleValues, nothing_said
 from evalrpc.analysis.significance import clopper_pearson
 from evalrpc.analysis.value_tests import value_test
 from evalrpc.v1.comparison_pb2 import (
@@ -23,7 +23,7 @@ ALPHAS = st.sampled_from([0.001, 0.01, 0.05, 0.2])
 
 def samples(values: NDArray[np.float64], clusters: NDArray[np.int64] | None = None) -> SampleValues:
     ids = np.arange(len(values))
-    return SampleValues(ids, values, np.zeros_like(ids), np.empty(0, np.int64) if clusters is None else clusters)
+    return SampleValues(ids, values, nothing_said(len(ids)), np.empty(0, np.int64) if clusters is None else clusters)
 
 
 def outcome(values: NDArray[np.float64], threshold: float = 0.5, clusters: NDArray[np.int64] | None = None) -> ValueTest:
