@@ -210,7 +210,7 @@ def read_samples(
     clusters: ClusterField = HARNESS_CLUSTERS,
     position: Callable[[], int] | None = None,
 ) -> TaskSamples:
-    """Extract the values of the wanted metrics from the rows of a task. Memory is 24 bytes per value, and 8 for clusters.
+    """Extract the values of the wanted metrics from the rows of a task. Memory is 32 bytes per value, and 8 for clusters.
 
     `position` says where the current row begins, and is asked if positions are wanted; they take 8 bytes.
     """
@@ -388,13 +388,13 @@ def _id(row: Mapping[str, object]) -> int | None:
 
 def _question(row: Mapping[str, object]) -> Sequence[int]:
     """Return a code for each thing that a row may say of its question."""
-    return [_code(row.get(name)) for name in _SAID]
+    return [_NOT_SAID if (said := row.get(name)) is None else _code(said) for name in _SAID]
 
 
 def _code(said: object) -> int:
-    if not isinstance(said, str | int | float | list) or said in ("", _HASH_OF_NONE):
-        return _NOT_SAID
-    return hash(said if isinstance(said, str) else json.dumps(said)) % _MAX_CODE + 1
+    if not isinstance(said, str):  # first, as for all but few it is one
+        said = json.dumps(said) if isinstance(said, int | float | list) else ""
+    return hash(said) & _MAX_CODE or 1 if said and said != _HASH_OF_NONE else _NOT_SAID
 
 
 def _digest(text: str) -> int:
