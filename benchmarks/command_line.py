@@ -90,8 +90,9 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
 
 _SINGLE_CALLS: Final = frozenset(
     {
-        *("get-job", "get-job-with-token", "get-job-of-last", "submit-job", "get-queue", "list-jobs", "watch-never-reading"),
-        *("start-up", "full-store", "peer-calls", "peer-long-queue", "peer-at-rest"),
+        *("get-job", "get-job-over-connect", "get-job-with-token", "get-job-watched", "get-job-of-last"),
+        *("submit-job", "submit-job-postgres", "servers-submit", "get-queue", "list-jobs", "watch-one-change"),
+        *("watch-never-reading", "start-up", "full-store", "peer-calls", "peer-long-queue", "peer-at-rest"),
     }
 )
 
