@@ -4,6 +4,7 @@ Each function has the signature that click wants of `shell_complete`. The server
 anything else goes wrong, nothing is completed.
 """
 
+import gc
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final
@@ -119,6 +120,8 @@ def _ask(context: click.Context, items: Callable[[EvalClient], list[CompletionIt
             return items(client)
     except Exception:  # noqa: BLE001 - the last resort: it would be printed into the line that the person is typing
         return []
+    finally:
+        gc.collect()  # as in connection.connect
 
 
 def _address(context: click.Context) -> str | None:

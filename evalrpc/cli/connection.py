@@ -1,5 +1,6 @@
 """How a command connects to the server."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -63,8 +64,12 @@ def named_form_options(names: Sequence[str], help_text: str) -> Callable[[Callab
 def connect(address: str | None, timeout_seconds: float = 30.0, token: str | None = None) -> Iterator[EvalClient]:
     """Yield a client with this timeout for unary calls, and report its errors, and an address or credentials that make no
     sense. The token replaces all that are set elsewhere."""
-    with _client(address, timeout_seconds, token) as client, reported(client.address):
-        yield client
+    try:
+        with _client(address, timeout_seconds, token) as client, reported(client.address):
+            yield client
+    finally:
+        # A gRPC call that is collected only at interpreter exit waits for the lock of a dead thread, and hangs.
+        gc.collect()
 
 
 def _client(address: str | None, timeout_seconds: float, token: str | None) -> EvalClient:

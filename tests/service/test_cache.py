@@ -655,6 +655,7 @@ def test_the_command_line_says_plainly_what_happened(api: Api, site: Site) -> No
     follower_id, said = submitted("--label", "a=b")
     assert said == [f"evalrpc: job {source_id} is {follows}"]
     assert submitted("--validate-only") == ("the request is valid", [])
+    api.wait_for(source_id, RUNNING)
     shown = CliRunner().invoke(main, ["--address", api.address, "queue"])
     assert "1 of at most 100000, 1 of them follow another job" in shown.stdout
     site.release()
