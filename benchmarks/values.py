@@ -51,10 +51,8 @@ def values(scale: Scale) -> Iterator[Row]:
 
 
 def _interval(samples: NDArray[np.float64], job: _Job) -> Value | None:
-    ids = np.arange(len(samples))
-    tested = value_test(
-        float(samples.mean()), SampleValues(ids, samples, nothing_said(len(ids)), job.clusters), job.truth, ALPHA
-    )
+    found = SampleValues(np.arange(len(samples)), samples, nothing_said(len(samples)), job.clusters)
+    tested = value_test(float(samples.mean()), found, job.truth, ALPHA)
     return tested.found if tested else None
 
 

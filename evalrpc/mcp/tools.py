@@ -10,6 +10,7 @@ from mcp.types import ToolAnnotations
 from pydantic import Field
 
 from evalrpc.client import AsyncEvalClient
+from evalrpc.jobs.lifecycle import status_name
 from evalrpc.mcp.answers import MAX_IMAGE_BYTES, media_content, plain, plain_job, samples_content, with_texts
 from evalrpc.v1.jobs_pb2 import JobEventType, JobFilter, JobInfo, JobStatus, JobView
 from evalrpc.v1.samples_pb2 import SampleFilter
@@ -20,8 +21,7 @@ MAX_WAIT_SECONDS: Final = 50.0
 _READS: Final = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _SUBMITS: Final = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
 _CANCELS: Final = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
-_PREFIX: Final = "JOB_STATUS_"
-_STATUSES: Final = {name.removeprefix(_PREFIX).lower(): value for name, value in JobStatus.items()[1:]}
+_STATUSES: Final = {status_name(status).lower(): status for status in JobStatus.values()[1:]}
 _TERMINAL: Final = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStatus.JOB_STATUS_CANCELLED)
 _HEARTBEAT_SECONDS: Final = 5.0
 _LOG_BYTES: Final = 64 * 1024
@@ -222,7 +222,7 @@ class Reading:
 
 def _status_named(text: str) -> JobStatus.ValueType:
     """Return the status of a name, which may be as answers have it. Raises ValueError."""
-    found = _STATUSES.get(text.upper().removeprefix(_PREFIX).lower())
+    found = _STATUSES.get(text.upper().removeprefix("JOB_STATUS_").lower())
     if found is None:
         raise ValueError(f"statuses: there is no {text!r}; there are: {', '.join(_STATUSES)}")
     return found
@@ -232,7 +232,7 @@ async def _report(ctx: Context[Any, Any], job: JobInfo) -> None:
     """Tell the agent's program how far a job is."""
     progress = job.progress
     total = float(progress.total) if progress.HasField("total") else None
-    status = JobStatus.Name(job.status).removeprefix(_PREFIX).lower()
+    status = status_name(job.status).lower()
     await ctx.report_progress(float(progress.done), total, job.wait_reason or status)
 
 

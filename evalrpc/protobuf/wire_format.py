@@ -12,7 +12,6 @@ from typing import BinaryIO, Final
 _VARINT: Final = 0
 _LENGTH_DELIMITED: Final = 2
 _FIXED_BYTES: Final = {1: 8, 5: 4}  # by wire type
-_MAX_VARINT_BITS: Final = 63
 _MAX_VARINT_BYTES: Final = 10
 
 
@@ -133,17 +132,13 @@ def _field_head(number: int, size_bytes: int) -> bytes:
 
 
 def _read_varint(file: BinaryIO) -> int | None:
-    number = shift = 0
-    while byte := file.read(1):
-        number |= (byte[0] & 0x7F) << shift
+    """Return the number at which a file is; None at its end. Raises ValueError."""
+    encoded = b""
+    while len(encoded) < _MAX_VARINT_BYTES and (byte := file.read(1)):
+        encoded += byte
         if byte[0] < 0x80:
-            return number
-        shift += 7
-        if shift > _MAX_VARINT_BITS:
-            raise ValueError("no length of a message")
-    if shift:
-        raise ValueError("the last message is cut off")
-    return None
+            break
+    return _varint_at(encoded, 0)[0] if encoded else None
 
 
 def _varint(number: int) -> bytes:
